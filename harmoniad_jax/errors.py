@@ -1,0 +1,10 @@
+"""The one exception for mistakes that the person at the keyboard can mend."""
+
+
+class UserError(Exception):
+    """Bad input. The message says what was received, what is allowed, what to do.
+
+    The commands print it as one line and exit with status 2; every other exception is
+    a defect of the program and keeps its traceback. It is no `ValueError`, because absl
+    and ml_collections catch those of a config file and bury them in a traceback.
+    """

@@ -1,0 +1,1 @@
+"""TFDS builders of MVTec AD, VisA and BTAD. None is here yet; see README.md."""
