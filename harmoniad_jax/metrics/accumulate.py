@@ -1,0 +1,98 @@
+"""The seven figures of one category, and their mean over categories."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from harmoniad_jax.metrics.ranking import ranking_metrics
+from harmoniad_jax.metrics.regions import aupro
+
+METRIC_NAMES = (
+    "image_auroc",
+    "image_ap",
+    "image_f1max",
+    "pixel_auroc",
+    "pixel_ap",
+    "pixel_f1max",
+    "pixel_aupro",
+)
+
+
+def category_metrics(
+    anomaly_maps: np.ndarray,
+    masks: np.ndarray,
+    image_scores: np.ndarray,
+    image_labels: np.ndarray,
+    *,
+    mask_known: np.ndarray | None = None,
+) -> dict[str, float]:
+    """Computes the seven figures of one category.
+
+    The image label never comes from the mask. A defective image whose mask is lost or
+    empty has pixels of unknown label: it counts in the image figures only.
+
+    Args:
+      anomaly_maps: [N, H, W], float32 or float64, finite; larger is more anomalous.
+      masks: [N, H, W], bool; True is defective.
+      image_scores: [N], float32 or float64, finite; larger is more anomalous.
+      image_labels: [N], bool; True is defective.
+      mask_known: [N], bool; False leaves the image out of the pixel figures. Default:
+        all True.
+
+    Returns:
+      `METRIC_NAMES` to floats in [0, 1], NaN where undefined; `num_images` to N.
+
+    Raises:
+      ValueError: for other dtypes or shapes, or non-finite scores.
+    """
+    anomaly_maps, masks = np.asarray(anomaly_maps), np.asarray(masks)
+    image_scores, image_labels = np.asarray(image_scores), np.asarray(image_labels)
+    if anomaly_maps.ndim != 3 or masks.shape != anomaly_maps.shape:
+        raise ValueError(
+            f"anomaly_maps and masks: received shapes {anomaly_maps.shape} and "
+            f"{masks.shape}, allowed the same [N, H, W]"
+        )
+    num_images = len(anomaly_maps)
+    if mask_known is None:
+        mask_known = np.ones(num_images, dtype=bool)
+    mask_known = np.asarray(mask_known)
+    if mask_known.dtype != np.bool_:
+        raise ValueError(f"mask_known: received dtype {mask_known.dtype}, allowed bool")
+    for name, array in (
+        ("image_scores", image_scores),
+        ("image_labels", image_labels),
+        ("mask_known", mask_known),
+    ):
+        if array.shape != (num_images,):
+            raise ValueError(
+                f"{name}: received shape {array.shape}, allowed ({num_images},), one "
+                "value for each anomaly map"
+            )
+
+    image = ranking_metrics(image_scores, image_labels)
+    has_pixel_labels = mask_known & (masks.any(axis=(1, 2)) | ~image_labels)
+    if not has_pixel_labels.all():
+        anomaly_maps, masks = anomaly_maps[has_pixel_labels], masks[has_pixel_labels]
+    pixel = ranking_metrics(anomaly_maps, masks)
+    values = (*image, *pixel, aupro(anomaly_maps, masks))
+    return {**dict(zip(METRIC_NAMES, values, strict=True)), "num_images": num_images}
+
+
+def mean_metrics(per_category: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Averages each figure over the categories in which it is defined.
+
+    Args:
+      per_category: category to the result of `category_metrics`.
+
+    Returns:
+      `METRIC_NAMES` to the means, NaN where no category defines the figure;
+      `num_images` to the sum.
+    """
+    means: dict[str, float] = {}
+    for name in METRIC_NAMES:
+        values = [metrics[name] for metrics in per_category.values()]
+        defined = [value for value in values if not math.isnan(value)]
+        means[name] = math.fsum(defined) / len(defined) if defined else math.nan
+    means["num_images"] = sum(metrics["num_images"] for metrics in per_category.values())
+    return means

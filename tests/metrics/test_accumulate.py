@@ -1,0 +1,142 @@
+"""The seven figures of a category, and the mean over categories."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harmoniad_jax.metrics import (
+    METRIC_NAMES,
+    aupro,
+    category_metrics,
+    mean_metrics,
+    ranking_metrics,
+)
+
+
+def make_category(seed=0, num_images=6):
+    """Noisy maps; every second image has a defect."""
+    rng = np.random.default_rng(seed)
+    image_labels = np.arange(num_images) % 2 == 1
+    masks = np.zeros((num_images, 8, 8), bool)
+    masks[image_labels, 2:5, 3:6] = True
+    maps = rng.normal(masks, 1.0).astype(np.float32)
+    return maps, masks, maps.max(axis=(1, 2)), image_labels
+
+
+def test_figures_stand_under_their_names():
+    maps, masks, scores, labels = make_category()
+    result = category_metrics(maps, masks, scores, labels)
+    assert tuple(result) == (*METRIC_NAMES, "num_images")
+    assert [result[name] for name in METRIC_NAMES] == [
+        *ranking_metrics(scores, labels),
+        *ranking_metrics(maps, masks),
+        aupro(maps, masks),
+    ]
+    assert all(type(result[name]) is float for name in METRIC_NAMES)
+    assert result["num_images"] == 6
+
+
+def test_perfect_predictions_give_one():
+    _, masks, _, labels = make_category()
+    maps = masks.astype(np.float32)
+    result = category_metrics(maps, masks, labels.astype(np.float32), labels)
+    assert [result[name] for name in METRIC_NAMES] == pytest.approx([1.0] * 7)
+
+
+def test_images_of_unknown_mask_count_in_the_image_figures_only():
+    maps, masks, scores, labels = make_category()
+    known = np.array([True, True, True, False, False, True])
+    result = category_metrics(maps, masks, scores, labels, mask_known=known)
+    kept = category_metrics(maps[known], masks[known], scores[known], labels[known])
+    everything = category_metrics(maps, masks, scores, labels)
+    for name in METRIC_NAMES:
+        expected = everything if name.startswith("image") else kept
+        assert result[name] == expected[name]
+    assert result["num_images"] == 6
+
+
+def test_a_defective_image_with_an_empty_mask_is_never_defect_free():
+    maps, masks, scores, labels = make_category()
+    masks[3] = False
+    known = np.arange(6) != 3
+    expected = category_metrics(maps, masks, scores, labels, mask_known=known)
+    assert category_metrics(maps, masks, scores, labels) == expected
+
+
+def test_without_any_mask_the_image_figures_remain():
+    maps, masks, scores, labels = make_category()
+    result = category_metrics(maps, masks, scores, labels, mask_known=np.zeros(6, bool))
+    assert [math.isnan(result[name]) for name in METRIC_NAMES] == [False] * 3 + [True] * 4
+
+
+@pytest.mark.parametrize("num_images", [0, 3])
+def test_good_images_alone_define_nothing(num_images):
+    result = category_metrics(
+        np.zeros((num_images, 4, 4), np.float32),
+        np.zeros((num_images, 4, 4), bool),
+        np.zeros(num_images, np.float32),
+        np.zeros(num_images, bool),
+    )
+    assert all(math.isnan(result[name]) for name in METRIC_NAMES)
+    assert result["num_images"] == num_images
+
+
+def test_defective_images_alone_define_the_pixel_figures():
+    maps, masks, scores, labels = (array[1::2] for array in make_category())
+    result = category_metrics(maps, masks, scores, labels)
+    assert [math.isnan(result[name]) for name in METRIC_NAMES] == [True] * 3 + [False] * 4
+
+
+@given(st.integers(0, 2**32 - 1), st.permutations(range(6)))
+@settings(deadline=None, max_examples=30)
+def test_order_of_images_changes_nothing(seed, order):
+    category = make_category(seed)
+    reordered = category_metrics(*(array[order] for array in category))
+    assert reordered == pytest.approx(category_metrics(*category), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("index", "value", "message"),
+    [
+        (0, np.zeros((6, 64), np.float32), r"\(6, 64\).*allowed the same \[N, H, W\]"),
+        (1, np.zeros((6, 4, 4), bool), r"received shapes \(6, 8, 8\) and \(6, 4, 4\)"),
+        (2, np.zeros(5, np.float32), r"image_scores: received shape \(5,\)"),
+        (3, np.zeros((6, 1), bool), r"image_labels: received shape \(6, 1\)"),
+        (3, np.zeros(6, np.int64), "dtype int64, allowed bool"),
+    ],
+)
+def test_bad_input_is_refused(index, value, message):
+    category = list(make_category())
+    category[index] = value
+    with pytest.raises(ValueError, match=message):
+        category_metrics(*category)
+
+
+@pytest.mark.parametrize("mask_known", [np.ones(5, bool), np.arange(6)])
+def test_bad_mask_known_is_refused(mask_known):
+    with pytest.raises(ValueError, match="mask_known: received"):
+        category_metrics(*make_category(), mask_known=mask_known)
+
+
+def test_mean_is_over_the_categories_that_define_a_figure():
+    one = {name: 0.5 for name in METRIC_NAMES} | {"num_images": 10}
+    two = {name: 1.0 for name in METRIC_NAMES} | {"num_images": 30}
+    one |= {"pixel_ap": math.nan, "pixel_aupro": math.nan}
+    two |= {"pixel_aupro": math.nan}
+    mean = mean_metrics({"bottle": one, "pill": two})
+    assert mean.pop("num_images") == 40
+    assert math.isnan(mean.pop("pixel_aupro"))
+    assert mean.pop("pixel_ap") == 1.0
+    # Categories weigh the same, however many images they have.
+    assert mean == {name: 0.75 for name in METRIC_NAMES if name in mean}
+    assert len(mean) == 5
+
+
+def test_mean_of_nothing_is_undefined():
+    mean = mean_metrics({})
+    assert mean.pop("num_images") == 0
+    assert tuple(mean) == METRIC_NAMES
+    assert all(math.isnan(value) for value in mean.values())
