@@ -1,0 +1,1 @@
+"""Encoder, frequency split, branches, scoring. Knows no files and no config."""

@@ -1,0 +1,130 @@
+"""The frequency split: one feature map into a low and a high band that sum to it.
+
+    X = FFT2(mirror(F));  F_low = crop(IFFT2(M(r) X));  F_high = F - F_low
+
+The paper fixes the transform into the frequency domain and the two paths, a survey of it
+the soft gate; the mirror extension and the shape of M are this project's choices.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+GATES = ("sigmoid", "gaussian", "butterworth", "ideal")
+BUTTERWORTH_ORDER = 2
+
+
+def radial_frequency(height: int, width: int) -> jax.Array:
+    """Distance from zero frequency of every coefficient of `rfft2`.
+
+    Returns:
+      [height, width // 2 + 1] float32 in [0, sqrt(2)]; 1 is the Nyquist frequency of an
+      axis, and only the corners of the spectrum lie beyond it.
+    """
+    vertical = jnp.fft.fftfreq(height)[:, None] / 0.5
+    horizontal = jnp.fft.rfftfreq(width)[None, :] / 0.5
+    return jnp.sqrt(vertical**2 + horizontal**2).astype(jnp.float32)
+
+
+def low_pass_gain(
+    radius: jax.Array, cutoff: jax.Array, softness: jax.Array, gate: str
+) -> jax.Array:
+    """The gate M(r): how much of each frequency belongs to the low band.
+
+    Args:
+      radius: float32 array of any shape, r >= 0 in units of Nyquist.
+      cutoff: rho > 0, where M is about one half; broadcasts against `radius`.
+      softness: tau > 0, the width of the sigmoid's edge; the other gates ignore it.
+      gate: one of `GATES`.
+
+    Returns:
+      float32 in [0, 1], exactly 1 at r = 0, so that a constant belongs to the low band.
+    """
+    if gate == "sigmoid":
+        # Divided by its value at zero, which would otherwise be just below one.
+        return jax.nn.sigmoid((cutoff - radius) / softness) / jax.nn.sigmoid(
+            cutoff / softness
+        )
+    if gate == "gaussian":
+        return jnp.exp(-jnp.log(2.0) * (radius / cutoff) ** 2)
+    if gate == "butterworth":
+        return 1.0 / (1.0 + (radius / cutoff) ** (2 * BUTTERWORTH_ORDER))
+    if gate == "ideal":
+        return (radius <= cutoff).astype(jnp.float32)
+    raise ValueError(f"gate is {gate!r}; allowed are {', '.join(GATES)}.")
+
+
+def low_pass(
+    features: jax.Array,
+    cutoff: jax.Array,
+    softness: jax.Array,
+    *,
+    gate: str = "sigmoid",
+    mirror: bool = True,
+) -> jax.Array:
+    """The low band of feature maps.
+
+    Args:
+      features: [B, G, h, w, D] float32.
+      cutoff: [G] float32, rho of each group in (0, sqrt(2)].
+      softness: [G] float32, tau of each group, > 0.
+      gate: one of `GATES`.
+      mirror: extend the map by its mirror image before the transform (which makes it a
+        DCT-II). Without it the FFT joins opposite borders, and a defect at the left
+        edge shows at the right one.
+
+    Returns:
+      [B, G, h, w, D] float32.
+    """
+    height, width = features.shape[2:4]
+    extended = features
+    if mirror:
+        for axis in (2, 3):
+            flipped = jnp.flip(extended, axis)
+            extended = jnp.concatenate([extended, flipped], axis)
+    size = extended.shape[2:4]
+    gain = low_pass_gain(
+        radial_frequency(*size), cutoff[:, None, None], softness[:, None, None], gate
+    )
+    spectrum = jnp.fft.rfft2(extended, axes=(2, 3)) * gain[..., None]
+    low = jnp.fft.irfft2(spectrum, s=size, axes=(2, 3))
+    return low[:, :, :height, :width]
+
+
+class FrequencySplit(nn.Module):
+    """Splits feature maps into two bands with a soft gate, learned per group.
+
+    Attributes:
+      gate: one of `GATES`.
+      cutoff: initial rho, in (0, 1) of Nyquist.
+      softness: initial tau, > 0, in units of Nyquist.
+      learnable: train rho and tau; else they stay at their initial values.
+      mirror: see `low_pass`.
+    """
+
+    gate: str = "sigmoid"
+    cutoff: float = 0.25
+    softness: float = 0.05
+    learnable: bool = True
+    mirror: bool = True
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Splits [B, G, h, w, D] float32 into (low, high); low + high is the input."""
+        shape = (features.shape[1],)
+        # Free parameters of which every value is allowed: rho in (0, 1), tau > 0.
+        logit = jnp.log(self.cutoff / (1.0 - self.cutoff))
+        log_softness = jnp.log(self.softness)
+        if self.learnable:
+            logit = self.param("cutoff_logit", nn.initializers.constant(logit), shape)
+            log_softness = self.param(
+                "log_softness", nn.initializers.constant(log_softness), shape
+            )
+        low = low_pass(
+            features,
+            jnp.broadcast_to(jax.nn.sigmoid(logit), shape),
+            jnp.broadcast_to(jnp.exp(log_softness), shape),
+            gate=self.gate,
+            mirror=self.mirror,
+        )
+        return low, features - low

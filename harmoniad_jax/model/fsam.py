@@ -1,0 +1,189 @@
+"""FSAM, the fine-grained structural attention module of the high-frequency path.
+
+The paper gives its purpose, "to enhance textures and edges for detecting small
+anomalies"; its inside is this project's. One block:
+
+    t = sum_k depthwise_k(norm(x))            edge kernels at three scales
+    t = shrink(t * channel_gate * spatial_gate)
+    x = x + gamma_1 * W t
+    x = x + gamma_2 * mlp(norm(x))            gamma_1 = gamma_2 = 0 at the start
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from harmoniad_jax.model.layers import Dense, Mlp, group_outputs
+
+LAPLACIAN = np.array([[0, 1, 0], [1, -4, 1], [0, 1, 0]], np.float32) / 4
+SOBEL_X = np.array([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]], np.float32) / 4
+IDENTITY = np.array([[0, 0, 0], [0, 1, 0], [0, 0, 0]], np.float32)
+FULL_SCALE = nn.initializers.lecun_normal()
+EDGE_KERNELS = (IDENTITY, LAPLACIAN, SOBEL_X, SOBEL_X.T)
+
+
+def edge_kernel_init(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32):
+    """Depthwise kernels [3, 3, D]: the channels take the edge kernels in turn."""
+    del key
+    kernels = [EDGE_KERNELS[channel % len(EDGE_KERNELS)] for channel in range(shape[-1])]
+    return jnp.asarray(np.stack(kernels, axis=-1), dtype)
+
+
+def depthwise(features: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Convolves every channel with its own kernel; zeros beyond the border.
+
+    Written as a sum of shifted products: XLA fuses it on every device, and on CPU its
+    grouped convolution is many times slower.
+
+    Args:
+      features: [B, h, w, D] float32.
+      kernel: [k, k, D] float32, k odd.
+
+    Returns:
+      [B, h, w, D] float32.
+    """
+    height, width = features.shape[1:3]
+    size = kernel.shape[0]
+    margin = size // 2
+    padded = jnp.pad(features, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
+    return sum(
+        padded[:, row : row + height, column : column + width] * kernel[row, column]
+        for row in range(size)
+        for column in range(size)
+    )
+
+
+class MultiScaleEdges(nn.Module):
+    """Depthwise filters of three supports, summed: 3x3, 5x5 and 3x3 dilated by two.
+
+    Convolution is linear, so the three kernels are added first and applied once.
+
+    Attributes:
+      edge_kernels: start the 3x3 kernels as identity, Laplacian and Sobel filters (all
+        stay learnable); else as random ones.
+    """
+
+    edge_kernels: bool = True
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> jax.Array:
+        """[B, h, w, D] float32 -> the same shape."""
+        width = features.shape[-1]
+        random = nn.initializers.normal(0.02)
+        fine_init = edge_kernel_init if self.edge_kernels else random
+        fine = self.param("fine", fine_init, (3, 3, width))
+        coarse = self.param("coarse", random, (5, 5, width))
+        dilated = self.param("dilated", random, (3, 3, width))
+        kernel = coarse.at[1:4, 1:4].add(fine).at[::2, ::2].add(dilated)
+        return depthwise(features, kernel)
+
+
+def shrink(values: jax.Array, threshold: jax.Array) -> jax.Array:
+    """Soft threshold: sign(v) max(|v| - threshold, 0), which removes weak noise."""
+    return jnp.sign(values) * nn.relu(jnp.abs(values) - threshold)
+
+
+class ChannelGate(nn.Module):
+    """How much each channel matters in an image, from its mean magnitude."""
+
+    squeeze: int = 4
+
+    @nn.compact
+    def __call__(self, texture: jax.Array) -> jax.Array:
+        """[B, h, w, D] float32 -> [B, 1, 1, D] in (0, 1)."""
+        width = texture.shape[-1]
+        magnitude = jnp.abs(texture).mean(axis=(1, 2), keepdims=True)
+        hidden = nn.relu(Dense(width // self.squeeze, kernel_init=FULL_SCALE)(magnitude))
+        return nn.sigmoid(Dense(width, kernel_init=FULL_SCALE)(hidden))
+
+
+class SpatialGate(nn.Module):
+    """How much each position matters, from mean, peak and energy over its channels."""
+
+    @nn.compact
+    def __call__(self, texture: jax.Array) -> jax.Array:
+        """[B, h, w, D] float32 -> [B, h, w, 1] in (0, 1)."""
+        mean = texture.mean(axis=-1)
+        peak = jnp.abs(texture).max(axis=-1)
+        energy = (texture**2).mean(axis=-1)
+        statistics = jnp.stack([mean, peak, energy], axis=-1)
+        return nn.sigmoid(nn.Conv(1, (3, 3))(statistics))
+
+
+class FsamBlock(nn.Module):
+    """One block of the high-frequency path; the identity at initialisation.
+
+    Attributes:
+      edge_kernels, channel_gate, spatial_gate, shrinkage: switches of its parts.
+      mlp_ratio: hidden width of the MLP as a multiple of D.
+    """
+
+    edge_kernels: bool = True
+    channel_gate: bool = True
+    spatial_gate: bool = True
+    shrinkage: bool = True
+    mlp_ratio: float = 4.0
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> jax.Array:
+        """[B, h, w, D] float32 -> the same shape."""
+        width = features.shape[-1]
+        texture = MultiScaleEdges(self.edge_kernels)(nn.LayerNorm()(features))
+        gated = texture
+        if self.channel_gate:
+            gated *= ChannelGate()(texture)
+        if self.spatial_gate:
+            gated *= SpatialGate()(texture)
+        if self.shrinkage:
+            level = self.param("threshold", nn.initializers.constant(-4.0), (width,))
+            gated = shrink(gated, nn.softplus(level))
+        # The gates start at zero, so the weights behind them may start at full scale.
+        project = Dense(width, kernel_init=FULL_SCALE, name="project")
+        structure_gate = self.param("structure_gate", nn.initializers.zeros, (width,))
+        features += structure_gate * project(gated)
+        mlp_gate = self.param("mlp_gate", nn.initializers.zeros, (width,))
+        return features + mlp_gate * Mlp(self.mlp_ratio)(nn.LayerNorm()(features))
+
+
+class Fsam(nn.Module):
+    """The high-frequency path: a noisy bottleneck, then FSAM blocks, read out by group.
+
+    Attributes:
+      depth: number of blocks, a multiple of `groups`.
+      groups: G.
+      dropout: of the bottleneck.
+      edge_kernels, channel_gate, spatial_gate, shrinkage: see `FsamBlock`.
+    """
+
+    depth: int
+    groups: int
+    dropout: float = 0.2
+    edge_kernels: bool = True
+    channel_gate: bool = True
+    spatial_gate: bool = True
+    shrinkage: bool = True
+
+    @nn.compact
+    def __call__(self, features: jax.Array, *, train: bool = False) -> jax.Array:
+        """Predicts the high bands; needs the rng "dropout" in training.
+
+        Args:
+          features: [B, h, w, D] float32, the high band.
+          train: switches the bottleneck's noise on.
+
+        Returns:
+          [B, G, h, w, D] float32.
+        """
+        features = Mlp(dropout=self.dropout, name="bottleneck")(features, train=train)
+        outputs = []
+        for index in range(self.depth):
+            features = FsamBlock(
+                self.edge_kernels,
+                self.channel_gate,
+                self.spatial_gate,
+                self.shrinkage,
+                name=f"block_{index}",
+            )(features)
+            outputs.append(features)
+        return group_outputs(outputs, self.groups)

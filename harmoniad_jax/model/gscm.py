@@ -1,0 +1,114 @@
+"""GSCM, the global structural context module of the low-frequency path.
+
+The paper gives its purpose, "to capture long-range dependencies and preserve semantic
+consistency"; its inside is this project's. One block, on the N tokens of the low band:
+
+    c = [mean(norm(x)), class token]                     the global context
+    x = x + linear_attention(norm(x), norm(x) and c)
+    x = x + mlp(norm(x))
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from harmoniad_jax.model.layers import LinearAttention, Mlp, group_outputs
+
+
+class GscmBlock(nn.Module):
+    """One block of the low-frequency path: a linear-attention transformer block.
+
+    It knows no positions: permuting the tokens permutes the output.
+
+    Attributes:
+      heads: attention heads, a divisor of D.
+      global_context: let every token read the mean of all tokens.
+      mlp_ratio: hidden width of the MLP as a multiple of D.
+    """
+
+    heads: int
+    global_context: bool = True
+    mlp_ratio: float = 4.0
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, context: jax.Array | None = None) -> jax.Array:
+        """Applies the block.
+
+        Args:
+          tokens: [B, N, D] float32.
+          context: [B, M, D] float32, more tokens to read from, such as the class token.
+
+        Returns:
+          [B, N, D] float32.
+        """
+        normalised = nn.LayerNorm()(tokens)
+        sources = [] if context is None else [context]
+        if self.global_context:
+            sources.append(normalised.mean(axis=1, keepdims=True))
+        extra = jnp.concatenate(sources, axis=1) if sources else None
+        tokens += LinearAttention(self.heads)(normalised, extra)
+        return tokens + Mlp(self.mlp_ratio)(nn.LayerNorm()(tokens))
+
+
+class Gscm(nn.Module):
+    """The low-frequency path: a noisy bottleneck, then GSCM blocks, read out by group.
+
+    Attributes:
+      depth: number of blocks, a multiple of `groups`.
+      groups: G.
+      heads: attention heads, a divisor of D.
+      dropout: of the bottlenecks.
+      global_context: see `GscmBlock`.
+      decimate: work at half resolution; a low band does not need more.
+    """
+
+    depth: int
+    groups: int
+    heads: int
+    dropout: float = 0.2
+    global_context: bool = True
+    decimate: bool = True
+
+    @nn.compact
+    def __call__(
+        self,
+        features: jax.Array,
+        class_token: jax.Array | None = None,
+        *,
+        train: bool = False,
+    ) -> jax.Array:
+        """Predicts the low bands; needs the rng "dropout" in training.
+
+        Args:
+          features: [B, h, w, D] float32, the low band.
+          class_token: [B, D] float32, the encoder's; it has a bottleneck of its own.
+          train: switches the bottlenecks' noise on.
+
+        Returns:
+          [B, G, h, w, D] float32.
+        """
+        batch, height, width, channels = features.shape
+        if self.decimate:
+            half = (batch, (height + 1) // 2, (width + 1) // 2, channels)
+            features = jax.image.resize(features, half, "linear")
+        grid = features.shape[1:3]
+        tokens = Mlp(dropout=self.dropout, name="bottleneck")(
+            features.reshape(batch, -1, channels), train=train
+        )
+        context = None
+        if class_token is not None:
+            context = Mlp(1.0, self.dropout, name="class_bottleneck")(
+                class_token[:, None], train=train
+            )
+        outputs = []
+        for index in range(self.depth):
+            tokens = GscmBlock(self.heads, self.global_context, name=f"block_{index}")(
+                tokens, context
+            )
+            outputs.append(tokens)
+        predicted = group_outputs(outputs, self.groups)
+        predicted = predicted.reshape(batch, self.groups, *grid, channels)
+        if self.decimate:
+            full = (batch, self.groups, height, width, channels)
+            predicted = jax.image.resize(predicted, full, "cubic")
+        return predicted

@@ -1,0 +1,300 @@
+"""The whole network: what it returns, what it must not leak, and what it costs."""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from harmoniad_jax.model.backbone import Features
+from harmoniad_jax.model.frequency import GATES
+from harmoniad_jax.model.harmoniad import VARIANTS, Comparison, HarmoniAD
+from harmoniad_jax.model.scoring import distance_map
+
+BATCH, GROUPS, GRID, WIDTH = 2, 2, (4, 5), 8
+SWITCHES = (
+    "mirror",
+    "edge_kernels",
+    "channel_gate",
+    "spatial_gate",
+    "shrinkage",
+    "global_context",
+    "class_token",
+    "decimate",
+)
+
+
+def tiny_model(variant="harmoniad", **settings):
+    depths = {"high_depth": 2, "low_depth": 2, "plain_depth": 2}
+    return HarmoniAD(variant=variant, **{"head_width": 4} | depths | settings)
+
+
+def feature_shapes(width, grid=GRID, groups=GROUPS):
+    return Features(
+        jax.ShapeDtypeStruct((BATCH, groups, *grid, width), jnp.float32),
+        jax.ShapeDtypeStruct((BATCH, width), jnp.float32),
+    )
+
+
+def random_features(seed):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype),
+        feature_shapes(WIDTH),
+    )
+
+
+def param_shapes(model, features):
+    init = functools.partial(model.init, train=False)
+    return jax.eval_shape(init, jax.random.key(0), features)["params"]
+
+
+@functools.cache
+def default_param_shapes():
+    return param_shapes(tiny_model(), feature_shapes(WIDTH))
+
+
+@functools.cache
+def random_params(variant):
+    """Parameters far from their initial values, without compiling an initialisation."""
+    rng = np.random.default_rng(1)
+    shapes = param_shapes(tiny_model(variant), feature_shapes(WIDTH))
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), jnp.float32), shapes
+    )
+    for name, block in params.get("fsam", {}).items():
+        if name.startswith("block"):
+            # Else the gate's two hidden units may rest at zero and the shrinkage remove
+            # everything: neither passes a gradient then.
+            block["ChannelGate_0"]["Dense_0"]["bias"] += 2.0
+            block["threshold"] -= 4.0
+    return params
+
+
+class Results(NamedTuple):
+    """Comparisons without and with noise, and the gradient of the noisy distances."""
+
+    still: dict[str, Comparison]
+    noisy: dict[str, Comparison]
+    gradient: Any
+
+
+@functools.cache
+def compiled(variant):
+    """(params, features, key) -> `Results`, all of it in one compilation."""
+    model = tiny_model(variant)
+
+    def loss(params, features, key):
+        noisy = model.apply({"params": params}, features, train=True, rngs={"dropout": key})
+        return sum(distance_map(*pair).mean() for pair in noisy.values()), noisy
+
+    def run(params, features, key):
+        still = model.apply({"params": params}, features, train=False)
+        gradient, noisy = jax.grad(loss, has_aux=True)(params, features, key)
+        return Results(still, noisy, gradient)
+
+    # To optimise it would take longer than to run it slowly.
+    options = {"xla_backend_optimization_level": 0}
+    options["xla_llvm_disable_expensive_passes"] = True
+    return jax.jit(run, compiler_options=options)
+
+
+def with_closed_bottlenecks(params):
+    """Zeroes the output layer of every bottleneck: nothing of the input gets through."""
+
+    def close(path, leaf):
+        names = [entry.key for entry in path]
+        bottleneck = any(name.endswith("bottleneck") for name in names)
+        return jnp.zeros_like(leaf) if bottleneck and "Dense_1" in names else leaf
+
+    return jax.tree_util.tree_map_with_path(close, params)
+
+
+@pytest.mark.parametrize(("width", "head_width"), [(32, 16), (1024, 64)])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_shapes_of_every_variant(variant, width, head_width):
+    model = tiny_model(variant, head_width=head_width)
+    features = feature_shapes(width, grid=(5, 4))
+    params = param_shapes(model, features)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
+    apply = functools.partial(model.apply, train=False)
+    comparisons = jax.eval_shape(apply, {"params": params}, features)
+    assert set(comparisons) == set(model.comparison_names)
+    for pair in comparisons.values():
+        for leaf in pair:
+            assert (leaf.shape, leaf.dtype) == (features.patches.shape, jnp.float32)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_any_number_of_groups(variant, groups):
+    depths = dict.fromkeys(("high_depth", "low_depth", "plain_depth"), groups)
+    model = tiny_model(variant, **depths)
+    features = feature_shapes(WIDTH, groups=groups)
+    init = functools.partial(model.init_with_output, train=False)
+    comparisons, _ = jax.eval_shape(init, jax.random.key(0), features)
+    for pair in comparisons.values():
+        assert pair.prediction.shape == pair.target.shape == features.patches.shape
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"gate": gate} for gate in GATES]
+    + [{"learnable_gate": False}]
+    + [{switch: False} for switch in SWITCHES],
+    ids=lambda setting: "-".join(f"{key}={value}" for key, value in setting.items()),
+)
+def test_every_setting_keeps_the_shapes(setting):
+    model = tiny_model(**setting)
+    features = feature_shapes(WIDTH)
+    init = functools.partial(model.init_with_output, train=False)
+    comparisons, variables = jax.eval_shape(init, jax.random.key(0), features)
+    assert set(comparisons) == {"fused", "high", "low"}
+    for pair in comparisons.values():
+        assert pair.prediction.shape == pair.target.shape == features.patches.shape
+    # The switch reaches its part: all but these change the parameters.
+    default = default_param_shapes()
+    unchanged = {"gate", "mirror", "edge_kernels", "global_context", "decimate"}
+    changed = jax.tree.structure(variables["params"]) != jax.tree.structure(default)
+    assert changed == (next(iter(setting)) not in unchanged)
+
+
+def test_targets_are_the_features_and_their_bands():
+    features = random_features(0)
+    still, noisy, _ = compiled("harmoniad")(
+        random_params("harmoniad"), features, jax.random.key(0)
+    )
+    for comparisons in (still, noisy):
+        np.testing.assert_array_equal(comparisons["fused"].target, features.patches)
+        bands = comparisons["high"].target + comparisons["low"].target
+        np.testing.assert_allclose(bands, features.patches, atol=1e-6)
+        fused = comparisons["high"].prediction + comparisons["low"].prediction
+        np.testing.assert_allclose(comparisons["fused"].prediction, fused, atol=1e-5)
+    # Noise acts on what is predicted, not on what is to be predicted.
+    for name, pair in still.items():
+        np.testing.assert_allclose(pair.target, noisy[name].target, atol=1e-6)
+        assert np.abs(pair.prediction - noisy[name].prediction).max() > 1e-2
+
+
+@pytest.mark.parametrize("variant", ["harmoniad", "plain"])
+def test_only_training_is_noisy(variant):
+    params, features = random_params(variant), random_features(0)
+    run = compiled(variant)
+    first = run(params, features, jax.random.key(0))
+    again = run(params, features, jax.random.key(0))
+    other = run(params, features, jax.random.key(1))
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    jax.tree.map(np.testing.assert_array_equal, first.still, other.still)
+    for name in first.noisy:
+        change = first.noisy[name].prediction - other.noisy[name].prediction
+        assert np.abs(change).max() > 1e-2
+
+
+@pytest.mark.parametrize("variant", ["harmoniad", "plain"])
+def test_nothing_leads_around_a_bottleneck(variant):
+    run, key = compiled(variant), jax.random.key(0)
+    params = random_params(variant)
+
+    def largest_changes(params):
+        one, other = (run(params, random_features(seed), key) for seed in (0, 1))
+        for mode in ("still", "noisy"):
+            for name, pair in getattr(one, mode).items():
+                change = pair.prediction - getattr(other, mode)[name].prediction
+                yield np.abs(change).max()
+
+    assert min(largest_changes(params)) > 1e-2
+    assert max(largest_changes(with_closed_bottlenecks(params))) == 0
+
+
+@pytest.mark.parametrize(("variant", "branch"), [("high", "fsam"), ("low", "gscm")])
+def test_single_branches_are_those_of_the_whole(variant, branch):
+    features = feature_shapes(WIDTH)
+    whole = default_param_shapes()
+    part = param_shapes(tiny_model(variant), features)
+    assert part == {name: whole[name] for name in ("split", branch)}
+
+
+def test_class_token_has_a_bottleneck_and_is_used():
+    run, params = compiled("harmoniad"), random_params("harmoniad")
+    features = random_features(0)
+    other = features._replace(class_token=features.class_token + 1.0)
+    one, two = (run(params, each, jax.random.key(0)).still for each in (features, other))
+    assert np.abs(one["low"].prediction - two["low"].prediction).max() > 1e-3
+    np.testing.assert_array_equal(one["high"].prediction, two["high"].prediction)
+
+
+def test_gradient_reaches_every_parameter():
+    gradient = compiled("harmoniad")(
+        random_params("harmoniad"), random_features(0), jax.random.key(0)
+    ).gradient
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
+        assert np.isfinite(leaf).all(), path
+        assert np.any(leaf), path
+
+
+def test_bands_as_targets_hold_no_gradient():
+    """Else the gate would move to where its bands are easiest to predict."""
+    model, features = tiny_model(), random_features(0)
+
+    def targets(params):
+        comparisons = model.apply({"params": params}, features, train=False)
+        return sum(jnp.square(pair.target).sum() for pair in comparisons.values())
+
+    gradient = jax.jit(jax.grad(targets))(random_params("harmoniad"))
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, 30.0])
+def test_constant_features_are_no_trouble(level):
+    """A blank image: the high band is nothing but rounding."""
+    features = jax.tree.map(
+        lambda leaf: jnp.full(leaf.shape, level, leaf.dtype), feature_shapes(WIDTH)
+    )
+    for params in (
+        random_params("harmoniad"),
+        with_closed_bottlenecks(random_params("harmoniad")),
+    ):
+        results = compiled("harmoniad")(params, features, jax.random.key(0))
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(results))
+
+
+def test_images_do_not_see_each_other():
+    """So that padding, batch size and device count change no prediction."""
+    features, key = random_features(0), jax.random.key(0)
+    other = jax.tree.map(lambda leaf: leaf.at[1].add(1.0 + leaf[1]), features)
+    run, params = compiled("harmoniad"), random_params("harmoniad")
+    one, two = (run(params, each, key).still for each in (features, other))
+    for name in one:
+        for first, second in zip(one[name], two[name], strict=True):
+            np.testing.assert_allclose(first[0], second[0], rtol=1e-4, atol=1e-5)
+            assert np.abs(first[1] - second[1]).max() > 1e-2
+
+
+@functools.cache
+def cost(variant):
+    """Parameters, and floating-point operations of a gradient, of a DINOv2-S model."""
+    model = HarmoniAD(variant=variant)
+    features = feature_shapes(384, grid=(16, 16))
+    params = param_shapes(model, features)
+
+    def loss(params, features, key):
+        comparisons = model.apply(
+            {"params": params}, features, train=True, rngs={"dropout": key}
+        )
+        return sum(distance_map(*pair).mean() for pair in comparisons.values())
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    lowered = jax.jit(jax.grad(loss)).lower(params, features, key)
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    return count, lowered.cost_analysis()["flops"]
+
+
+def test_plain_is_a_fair_baseline():
+    """As many parameters, and no more arithmetic for the method than for the baseline."""
+    parameters, operations = cost("harmoniad")
+    plain_parameters, plain_operations = cost("plain")
+    assert parameters == pytest.approx(plain_parameters, rel=0.1)
+    assert 0 < operations <= plain_operations

@@ -1,0 +1,158 @@
+"""Dense, attention and read-out against literal implementations."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from harmoniad_jax.model.layers import Dense, LinearAttention, Mlp, group_outputs
+
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+def dense_params(inputs, outputs):
+    return {"kernel": normal(inputs, outputs), "bias": normal(outputs)}
+
+
+def attention_params(width):
+    return {
+        "query": dense_params(width, width),
+        "key_value": dense_params(width, 2 * width),
+        "output": dense_params(width, width),
+    }
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 3, 5, 4)])
+def test_dense_is_flax_dense(shape):
+    inputs, weights = normal(*shape), normal(*shape[:-1], 6)
+    params = dense_params(4, 6)
+
+    def value(layer, params, inputs):
+        output = layer(6).apply({"params": params}, inputs)
+        return (weights * output).sum(), output
+
+    grad = jax.grad(value, argnums=(1, 2), has_aux=True)
+    (got, output), (expected, reference) = (
+        grad(layer, params, inputs) for layer in (Dense, nn.Dense)
+    )
+    assert output.shape == reference.shape
+    np.testing.assert_allclose(output, reference, rtol=1e-5, atol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), got, expected
+    )
+
+
+def test_dense_has_the_parameters_of_flax_dense():
+    shapes = [
+        jax.eval_shape(layer(6).init, jax.random.key(0), jnp.zeros((2, 3, 4)))
+        for layer in (Dense, nn.Dense)
+    ]
+    assert shapes[0] == shapes[1]
+
+
+def test_mlp_oracle():
+    tokens = normal(2, 3, 4)
+    params = {"Dense_0": dense_params(4, 8), "Dense_1": dense_params(8, 4)}
+    got = Mlp(hidden_ratio=2.0).apply({"params": params}, tokens)
+    hidden = tokens @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"]
+    # GELU in its tanh form.
+    hidden *= 0.5 * (1 + np.tanh(np.sqrt(2 / np.pi) * (hidden + 0.044715 * hidden**3)))
+    expected = hidden @ params["Dense_1"]["kernel"] + params["Dense_1"]["bias"]
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_mlp_drops_in_training_only():
+    tokens = normal(4, 50, 4)
+    layer = Mlp(hidden_ratio=2.0, dropout=0.5)
+    params = {"Dense_0": dense_params(4, 8), "Dense_1": dense_params(8, 4)}
+    variables = {"params": params}
+
+    @jax.jit
+    def both(key):
+        noisy = layer.apply(variables, tokens, train=True, rngs={"dropout": key})
+        return layer.apply(variables, tokens), noisy
+
+    still, noisy = both(jax.random.key(1))
+    again, other = both(jax.random.key(2))
+    np.testing.assert_array_equal(still, again)
+    assert not np.array_equal(noisy, other)
+    # The last dropout acts on the output: about half of it is exactly zero.
+    assert 0.4 < np.mean(np.asarray(noisy) == 0) < 0.6
+    assert np.mean(np.asarray(still) == 0) == 0
+
+
+def phi(values):
+    """elu(v) + 1."""
+    return np.where(values > 0, values + 1, np.exp(np.minimum(values, 0)))
+
+
+def quadratic_attention(params, tokens, context, heads, epsilon=1e-6):
+    """Attention with the whole matrix of weights, head by head, in float64."""
+
+    def dense(name, inputs):
+        return inputs @ params[name]["kernel"].astype(float) + params[name]["bias"]
+
+    sources = tokens if context is None else np.concatenate([tokens, context], axis=1)
+    width = tokens.shape[-1]
+    query = dense("query", tokens)
+    key, value = np.split(dense("key_value", sources), 2, axis=-1)
+    mixed = np.zeros_like(query)
+    for head in range(heads):
+        part = slice(head * width // heads, (head + 1) * width // heads)
+        weights = phi(query[..., part]) @ phi(key[..., part]).transpose(0, 2, 1)
+        total = weights.sum(-1, keepdims=True) + epsilon
+        mixed[..., part] = weights @ value[..., part] / total
+    return dense("output", mixed)
+
+
+@pytest.mark.parametrize(("heads", "extra"), [(1, 0), (3, 2)])
+def test_linear_attention_equals_quadratic(heads, extra):
+    tokens = normal(2, 5, 6)
+    context = normal(2, extra, 6) if extra else None
+    params = attention_params(6)
+    attend = jax.jit(LinearAttention(heads).apply)
+    got = attend({"params": params}, tokens, context)
+    expected = quadratic_attention(params, tokens.astype(float), context, heads)
+    # Context is read, not returned.
+    assert got.shape == tokens.shape
+    np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-4)
+    if extra:
+        without = attend({"params": params}, tokens)
+        assert np.abs(got - without).max() > 1e-2
+
+
+def test_attention_survives_underflow():
+    """Where every weight underflows, the output is its bias and gradients are finite."""
+    tokens, params = normal(2, 5, 4), attention_params(4)
+    params["query"]["bias"] -= 300
+    params["key_value"]["bias"][:4] -= 300
+
+    def total(params, tokens):
+        output = LinearAttention(2).apply({"params": params}, tokens)
+        return output.sum(), output
+
+    gradient = jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))
+    gradients, output = gradient(params, tokens)
+    bias = np.broadcast_to(params["output"]["bias"], tokens.shape)
+    np.testing.assert_allclose(output, bias, atol=1e-6)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+    # Outlier tokens are no harm either.
+    results = gradient(attention_params(4), 1e6 * tokens)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(results))
+
+
+@pytest.mark.parametrize(
+    ("groups", "expected"),
+    [(1, [1.5]), (2, [2.5, 0.5]), (4, [3.0, 2.0, 1.0, 0.0])],
+)
+def test_group_outputs_mirror_the_encoder(groups, expected):
+    """The shallowest group comes first and is read from the last blocks."""
+    outputs = [jnp.full((2, 3), float(index)) for index in range(4)]
+    got = group_outputs(outputs, groups)
+    assert got.shape == (2, groups, 3)
+    np.testing.assert_array_equal(got[0, :, 0], expected)

@@ -1,0 +1,159 @@
+"""Distances, upsampling and image scores against numpy, scipy and jax.image."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.ndimage
+
+from harmoniad_jax.model.scoring import (
+    Statistics,
+    cosine_distance,
+    distance_map,
+    image_scores,
+    standardise,
+    upsample,
+    upsampling_matrix,
+)
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("axis", [-1, 1])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+def test_cosine_distance_oracle(scale, axis):
+    first, second = scale * normal(3, 5, 4), normal(3, 5, 4, seed=1)
+    a, b = first.astype(float), second.astype(float)
+    cosine = (a * b).sum(axis) / np.sqrt((a**2).sum(axis) * (b**2).sum(axis))
+    got = cosine_distance(first, second, axis=axis)
+    np.testing.assert_allclose(got, 1 - cosine, atol=2e-6)
+
+
+def test_cosine_distance_of_known_angles():
+    one = normal(7)
+    other = one[[1, 0, 3, 2, 5, 4, 6]] * [1, -1, 1, -1, 1, -1, 0]
+    assert float(cosine_distance(one, 5 * one)) == pytest.approx(0, abs=1e-6)
+    assert float(cosine_distance(one, -0.1 * one)) == pytest.approx(2, abs=1e-6)
+    assert float(cosine_distance(one, other)) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("zero", ["first", "second", "both"])
+def test_a_zero_vector_has_no_direction(zero):
+    first, second = normal(3, 4), normal(3, 4, seed=1)
+    if zero != "second":
+        first[1] = 0
+    if zero != "first":
+        second[1] = 0
+
+    def distance(first, second):
+        distances = cosine_distance(first, second)
+        return distances.sum(), distances
+
+    gradients, distances = jax.grad(distance, argnums=(0, 1), has_aux=True)(first, second)
+    assert distances[1] == 1
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
+
+
+def test_distance_map_averages_groups():
+    target, prediction = normal(2, 3, 4, 5, 6), normal(2, 3, 4, 5, 6, seed=1)
+    got = distance_map(target, prediction)
+    assert got.shape == (2, 4, 5)
+    by_group = [cosine_distance(target[:, g], prediction[:, g]) for g in range(3)]
+    np.testing.assert_allclose(got, np.mean(by_group, axis=0), atol=1e-6)
+
+
+def test_standardise_oracle():
+    maps = {"fused": normal(2, 3, 3), "high": normal(2, 3, 3, seed=1)}
+    statistics = Statistics({"fused": 0.5, "high": -1.0}, {"fused": 2.0, "high": 0.25})
+    got = standardise(maps, statistics, {"fused": 1.0, "high": 0.5, "low": 7.0})
+    expected = (maps["fused"] - 0.5) / 2 + 0.5 * (maps["high"] + 1) / 0.25
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_standardise_survives_a_deviation_of_zero():
+    maps = {"fused": np.full((1, 2, 2), 0.5, np.float32)}
+    statistics = Statistics({"fused": np.float32(0.5)}, {"fused": np.float32(0)})
+    np.testing.assert_array_equal(standardise(maps, statistics, {"fused": 1.0}), 0)
+
+
+def test_standardised_training_maps_have_mean_zero_and_deviation_one():
+    maps = {"fused": 3 + 0.2 * normal(4, 8, 8)}
+    statistics = Statistics({"fused": maps["fused"].mean()}, {"fused": maps["fused"].std()})
+    got = np.asarray(standardise(maps, statistics, {"fused": 1.0}))
+    assert got.mean() == pytest.approx(0, abs=1e-5)
+    assert got.std() == pytest.approx(1, rel=1e-5)
+
+
+@pytest.mark.parametrize("sigma", [0, 1.0, 20.0])
+@pytest.mark.parametrize(("source", "target"), [(1, 5), (4, 4), (7, 32), (16, 10)])
+def test_upsampling_rows_are_averages(source, target, sigma):
+    matrix = upsampling_matrix(source, target, sigma)
+    assert matrix.shape == (target, source) and matrix.dtype == np.float32
+    assert matrix.min() >= 0
+    np.testing.assert_allclose(matrix.sum(axis=1), 1, atol=1e-5)
+    # The two ends of an axis are alike.
+    np.testing.assert_allclose(matrix, matrix[::-1, ::-1], atol=1e-6)
+
+
+def test_upsampling_to_the_same_size_is_the_identity():
+    np.testing.assert_array_equal(upsampling_matrix(6, 6, 0), np.eye(6))
+
+
+@pytest.mark.parametrize("sigma", [0, 1.5, 4.0])
+@pytest.mark.parametrize(("grid", "side"), [((4, 4), 32), ((5, 7), 24), ((9, 6), 5)])
+def test_upsample_equals_resize_and_gaussian_filter(grid, side, sigma):
+    maps = normal(2, *grid)
+    expected = jax.image.resize(maps, (2, side, side), "linear", antialias=False)
+    if sigma:
+        filtered = [
+            scipy.ndimage.gaussian_filter(each, sigma, mode="reflect")
+            for each in np.asarray(expected, np.float64)
+        ]
+        expected = np.stack(filtered)
+    got = upsample(maps, side, sigma)
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("sigma", [0, 4.0])
+def test_constant_maps_stay_constant(sigma):
+    maps = np.full((1, 5, 5), -2.5, np.float32)
+    np.testing.assert_allclose(upsample(maps, 32, sigma), -2.5, rtol=1e-5)
+
+
+def test_symmetric_maps_stay_symmetric():
+    maps = normal(1, 5, 5)
+    maps = maps + maps[:, ::-1] + maps[:, :, ::-1] + maps[:, ::-1, ::-1]
+    maps += maps.transpose(0, 2, 1)
+    fine = upsample(maps, 17, 2.0)
+    for mirrored in (fine[:, ::-1], fine[:, :, ::-1], fine.transpose(0, 2, 1)):
+        np.testing.assert_allclose(fine, mirrored, atol=1e-5)
+
+
+def test_upsample_keeps_places():
+    maps = np.zeros((1, 4, 4), np.float32)
+    maps[0, 1, 3] = 1.0
+    fine = np.asarray(upsample(maps, 40, 2.0))[0]
+    row, column = np.unravel_index(fine.argmax(), fine.shape)
+    assert 10 <= row < 20 and 30 <= column < 40
+
+
+@pytest.mark.parametrize(
+    ("top_share", "count"), [(0.0, 1), (1e-6, 1), (0.1, 6), (0.5, 32), (1.0, 64)]
+)
+def test_image_score_is_the_mean_of_the_largest_pixels(top_share, count):
+    maps = normal(3, 8, 8)
+    ordered = np.sort(maps.reshape(3, -1), axis=1)[:, ::-1]
+    got = image_scores(maps, top_share)
+    assert got.shape == (3,)
+    np.testing.assert_allclose(got, ordered[:, :count].mean(1), rtol=1e-5, atol=1e-6)
+
+
+def test_image_score_does_not_depend_on_places():
+    maps = normal(2, 6, 6)
+    shuffled = np.random.default_rng(1).permutation(maps.reshape(2, 36), axis=1)
+    np.testing.assert_allclose(
+        image_scores(maps, 0.2), image_scores(shuffled.reshape(2, 4, 9), 0.2), rtol=1e-6
+    )
