@@ -1,0 +1,188 @@
+"""From a folder in the MVTec layout to a `Dataset`.
+
+    ROOT/CATEGORY/train/good/*              defect-free images to learn from
+    ROOT/CATEGORY/test/good/*               defect-free images to test on
+    ROOT/CATEGORY/test/DEFECT/*             defective images, any number of defects
+    ROOT/CATEGORY/ground_truth/DEFECT/*     masks, paired by stem: 000.png, 000_mask.png
+
+`test` and `ground_truth` may be absent: good photos alone are enough to train. ROOT may
+also be a single category.
+"""
+
+import difflib
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tqdm import tqdm
+
+from harmoniad_jax.data.preprocess import read_image, read_mask, read_size
+from harmoniad_jax.data.records import GOOD, Dataset, Record
+from harmoniad_jax.errors import UserError
+
+IMAGE_SUFFIXES = frozenset(
+    (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
+)
+MASK_SUFFIX = re.compile("_mask$", re.IGNORECASE)
+# Sides of a mask may be rounded when a data set was scaled down.
+ASPECT_TOLERANCE = 0.02
+# Problems that one message lists before it only counts them.
+LISTED_PROBLEMS = 10
+
+
+def folder_dataset(root: Path, categories: Sequence[str] = ()) -> Dataset:
+    """Lists a folder in the MVTec layout.
+
+    Args:
+      root: the data set, or one category of it.
+      categories: the ones to take; all that are there if empty.
+
+    Raises:
+      UserError: no such folder, a category that is not there or has no training image,
+        a mask without image or of another aspect ratio. Every problem is listed.
+    """
+    if not root.is_dir():
+        raise UserError(
+            f"data.root={str(root)!r} is not a folder; expected one that holds "
+            "CATEGORY/train/good/ with images."
+        )
+    folders = _category_folders(root)
+    if not folders:
+        raise UserError(
+            f"data.root={str(root)!r} holds no category; expected "
+            "CATEGORY/train/good/ with images below it."
+        )
+    unknown = [name for name in categories if name not in folders]
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], folders, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise UserError(
+            f"data.categories names {', '.join(map(repr, unknown))}, which "
+            f"{root} does not hold; there are {', '.join(sorted(folders))}.{hint}"
+        )
+
+    train: list[Record] = []
+    test: list[Record] = []
+    problems: list[str] = []
+    for name in sorted(set(categories) or folders):
+        folder = folders[name]
+        images = _images(folder / "train" / GOOD)
+        if not images:
+            problems.append(f"{folder / 'train' / GOOD} holds no image to learn from")
+        train += [Record(image, name) for image in images]
+        records, mask_problems = _test_records(folder, name)
+        test += records
+        problems += mask_problems
+    _raise_problems(problems)
+    return Dataset(train=train, test=test)
+
+
+def check_images(records: Sequence[Record]) -> None:
+    """Decodes every image and mask once, so that a bad file stops a run at its start.
+
+    Raises:
+      UserError: naming the files that cannot be read.
+    """
+
+    def problems_of(record: Record) -> list[str]:
+        problems = []
+        for path, read in ((record.image, read_image), (record.mask, read_mask)):
+            try:
+                if path is not None:
+                    read(path)
+            except UserError as error:
+                problems.append(str(error))
+        return problems
+
+    with ThreadPoolExecutor() as pool:
+        checks = pool.map(problems_of, records)
+        found = list(
+            tqdm(checks, "checking images", total=len(records), leave=False, disable=None)
+        )
+    _raise_problems([problem for problems in found for problem in problems])
+
+
+def _category_folders(root: Path) -> dict[str, Path]:
+    """Folders that look like a category: they hold a `train` or a `test` folder."""
+
+    def is_category(folder: Path) -> bool:
+        return (folder / "train").is_dir() or (folder / "test").is_dir()
+
+    if is_category(root):
+        return {root.resolve().name: root}
+    return {name: root / name for name in _subfolders(root) if is_category(root / name)}
+
+
+def _test_records(folder: Path, category: str) -> tuple[list[Record], list[str]]:
+    """The test images of one category with their masks, and what is wrong with them."""
+    records, problems = [], []
+    defects = _subfolders(folder / "test")
+    for defect in defects:
+        images = _images(folder / "test" / defect)
+        masks: dict[str, Path] = {}
+        for path in _images(folder / "ground_truth" / defect) if defect != GOOD else ():
+            stem = MASK_SUFFIX.sub("", path.stem)
+            if stem in masks:
+                problems.append(f"{path} and {masks[stem]} are masks of the same image")
+            masks[stem] = path
+        for image in images:
+            mask = masks.pop(image.stem, None)
+            records.append(Record(image, category, defect, mask))
+            if mask is not None:
+                problems += _aspect_problem(image, mask)
+        problems += [
+            f"mask {mask} has no image {folder / 'test' / defect / stem}.*"
+            for stem, mask in masks.items()
+        ]
+    for defect in _subfolders(folder / "ground_truth"):
+        if defect not in defects and _images(folder / "ground_truth" / defect):
+            problems.append(
+                f"{folder / 'ground_truth' / defect} has masks but "
+                f"{folder / 'test' / defect} does not exist"
+            )
+    return records, problems
+
+
+def _aspect_problem(image: Path, mask: Path) -> list[str]:
+    """A mask may have another resolution than its image, but not another shape."""
+    try:
+        (width, height), (mask_width, mask_height) = read_size(image), read_size(mask)
+    except UserError as error:
+        return [str(error)]
+    ratio = (width * mask_height) / (height * mask_width)
+    if abs(ratio - 1.0) <= ASPECT_TOLERANCE:
+        return []
+    return [
+        f"mask {mask} is {mask_width} x {mask_height} px but its image {image} is "
+        f"{width} x {height} px: another aspect ratio"
+    ]
+
+
+def _subfolders(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return []
+    return sorted(
+        child.name
+        for child in folder.iterdir()
+        if child.is_dir() and not child.name.startswith(".")
+    )
+
+
+def _images(folder: Path) -> list[Path]:
+    """Image files by suffix, sorted; anything else (Thumbs.db, notes) is passed over."""
+    if not folder.is_dir():
+        return []
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    )
+
+
+def _raise_problems(problems: Sequence[str]) -> None:
+    if not problems:
+        return
+    listed = "; ".join(problems[:LISTED_PROBLEMS])
+    more = len(problems) - LISTED_PROBLEMS
+    raise UserError(listed + (f"; and {more} more" if more > 0 else "") + ".")

@@ -1,0 +1,241 @@
+"""Batches: every image once an epoch, exactly resumable, in shares, in order."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from harmoniad_jax.data.pipeline import evaluation_batches, read_masks, training_batches
+from harmoniad_jax.data.preprocess import preprocess, read_image, resize_mask
+from harmoniad_jax.data.records import Record
+from harmoniad_jax.errors import UserError
+
+COUNT = 10
+STEP = 20  # image i has the grey value i * STEP throughout
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    """Ten images of two categories, the first six of one."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    made = []
+    for index in range(COUNT):
+        path = folder / f"{index}.png"
+        Image.fromarray(np.full((6, 9, 3), index * STEP, np.uint8)).save(path)
+        made.append(Record(path, "bottle" if index < 6 else "grid"))
+    return made
+
+
+def iterator(records, **changes):
+    settings = {"image_side": 4, "batch_size": 4, "seed": 0, "threads": 2}
+    return training_batches(records, **(settings | changes))
+
+
+def indices(images):
+    """Which image each row of a batch is."""
+    assert (images == images[:, :1, :1, :1]).all()
+    return (images[:, 0, 0, 0] // STEP).tolist()
+
+
+def take(batches, count):
+    return [indices(next(batches)) for _ in range(count)]
+
+
+def flatten(batches):
+    return list(itertools.chain.from_iterable(batches))
+
+
+# Training.
+
+
+def test_a_training_batch_is_preprocessed_images(records):
+    images = next(iterator(records))
+    assert (images.dtype, images.shape) == (np.uint8, (4, 4, 4, 3))
+
+
+def test_every_image_comes_once_an_epoch_and_reshuffled(records):
+    order = flatten(take(iterator(records), 10))
+    epochs = [order[first : first + COUNT] for first in range(0, 4 * COUNT, COUNT)]
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(COUNT))
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+def test_the_order_is_decided_by_the_seed(records):
+    orders = [tuple(flatten(take(iterator(records, seed=s), 5))) for s in (0, 1, 2, 0)]
+    assert len(set(orders)) == 3
+    assert orders[0] == orders[3]
+
+
+def test_categories_are_mixed(records):
+    """Joint training: batches of one category alone would be forgotten by the next."""
+    for seed in range(5):
+        epoch = flatten(take(iterator(records, seed=seed, batch_size=5), 2))
+        categories = [records[index].category for index in epoch]
+        assert categories not in (sorted(categories), sorted(categories, reverse=True))
+
+
+def test_a_batch_may_be_larger_than_the_data(records):
+    (batch,) = take(iterator(records, batch_size=25), 1)
+    assert sorted(batch[:10]) == sorted(batch[10:20]) == list(range(COUNT))
+    assert len(set(batch[20:])) == 5
+
+
+@pytest.mark.parametrize("threads", [1, 3, 8])
+def test_threads_change_nothing(records, threads):
+    expected = take(iterator(records, threads=2), 8)
+    assert take(iterator(records, threads=threads), 8) == expected
+
+
+@pytest.mark.parametrize("done", [0, 1, 2, 3, 5, 7])
+def test_a_fresh_iterator_continues_exactly(records, done):
+    """Also in the middle of an epoch: ten images are two and a half batches."""
+    uninterrupted = iterator(records)
+    take(uninterrupted, done)
+    # As a checkpoint stores it.
+    state = json.loads(json.dumps(uninterrupted.get_state()))
+    expected = take(uninterrupted, 6)
+    resumed = iterator(records)
+    resumed.set_state(state)
+    assert take(resumed, 6) == expected
+
+
+def test_a_used_iterator_can_be_set_back(records):
+    batches = iterator(records)
+    take(batches, 2)
+    state = batches.get_state()
+    expected = take(batches, 4)
+    take(batches, 3)
+    batches.set_state(state)
+    assert take(batches, 4) == expected
+
+
+def test_reading_the_state_changes_nothing(records):
+    watched = iterator(records)
+    found = []
+    for _ in range(6):
+        watched.get_state()
+        found += take(watched, 1)
+    assert found == take(iterator(records), 6)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_shares_of_processes_make_up_the_batch_of_one(records, processes):
+    whole = take(iterator(records), 6)
+    shares = [
+        take(iterator(records, process_index=index, process_count=processes), 6)
+        for index in range(processes)
+    ]
+    for batch, *parts in zip(whole, *shares, strict=True):
+        assert all(len(part) == 4 // processes for part in parts)
+        assert sorted(flatten(parts)) == sorted(batch)
+
+
+def test_shares_continue_exactly_too(records):
+    share = {"process_index": 1, "process_count": 2}
+    batches = iterator(records, **share)
+    take(batches, 3)
+    resumed = iterator(records, **share)
+    resumed.set_state(batches.get_state())
+    assert take(resumed, 4) == take(batches, 4)
+
+
+@pytest.fixture
+def with_damaged(records, tmp_path):
+    """The records and one more, whose file is cut off."""
+    path = tmp_path / "damaged.png"
+    Image.effect_noise((64, 64), 50).save(path)
+    path.write_bytes(path.read_bytes()[:500])
+    return [*records, Record(path, "grid")]
+
+
+def test_a_damaged_training_image_is_named(with_damaged):
+    batches = iterator(with_damaged)
+    with pytest.raises(UserError, match="damaged.png cannot be read"):
+        take(batches, 3)
+
+
+# Evaluation.
+
+
+def evaluate(records, batch_size):
+    settings = {"image_side": 4, "batch_size": batch_size, "threads": 2}
+    return list(evaluation_batches(records, **settings))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 5, 10, 16])
+def test_evaluation_is_in_order_and_padded(records, batch_size):
+    batches = evaluate(records, batch_size)
+    assert len(batches) == -(-COUNT // batch_size)
+    for batch in batches:
+        assert (batch.images.dtype, batch.images.shape) == (
+            np.uint8,
+            (batch_size, 4, 4, 3),
+        )
+        assert (batch.valid.dtype, batch.valid.shape) == (bool, (batch_size,))
+        assert not batch.images[~batch.valid].any()
+    assert all(batch.valid.all() for batch in batches[:-1])
+    found = flatten(indices(batch.images[batch.valid]) for batch in batches)
+    assert found == list(range(COUNT))
+
+
+def test_an_evaluation_image_is_what_preprocess_gives(products):
+    paths = sorted(products.glob("*/test/*/*.png"))[:3]
+    (batch,) = evaluation_batches(
+        [Record(path, "any") for path in paths], image_side=16, batch_size=4, threads=1
+    )
+    for image, path in zip(batch.images, paths, strict=False):
+        np.testing.assert_array_equal(image, preprocess(read_image(path), 16))
+
+
+def test_no_records_are_no_batches():
+    assert evaluate([], 4) == []
+
+
+def test_a_damaged_test_image_is_named(with_damaged):
+    with pytest.raises(UserError, match="damaged.png cannot be read"):
+        evaluate(with_damaged, 4)
+
+
+# Masks.
+
+
+def test_masks_are_known_where_the_defect_is_marked(tmp_path):
+    empty = np.zeros((32, 32), np.uint8)
+    marked, small = empty.copy(), empty.copy()
+    marked[8:16, 8:24] = 255
+    small[5, 5] = small[30, 30] = 1
+    for name, pixels in (("empty", empty), ("marked", marked), ("small", small)):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    image = tmp_path / "unread.png"
+    records = [
+        Record(image, "a"),
+        Record(image, "a", "hole", tmp_path / "marked.png"),
+        Record(image, "a", "hole", None),
+        Record(image, "a", "hole", tmp_path / "empty.png"),
+        Record(image, "a", "hole", tmp_path / "small.png"),
+    ]
+    masks, known, rescued = read_masks(records, 8, "half")
+    assert (masks.dtype, masks.shape) == (bool, (5, 8, 8))
+    assert (known.dtype, known.tolist()) == (bool, [True, True, False, False, True])
+    assert rescued == 2
+    assert masks.sum(axis=(1, 2)).tolist() == [0, 8, 0, 0, 2]
+    np.testing.assert_array_equal(masks[1], resize_mask(marked > 0, 8)[0])
+
+
+def test_the_rule_for_masks_is_passed_on(tmp_path):
+    mask = np.zeros((32, 32), np.uint8)
+    mask[6:18, 6:18] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    records = [Record(tmp_path / "unread.png", "a", "hole", tmp_path / "mask.png")]
+    half, any_part = (read_masks(records, 8, rule)[0].sum() for rule in ("half", "any"))
+    assert (half, any_part) == (12, 16)
+
+
+def test_a_damaged_mask_is_named(tmp_path):
+    (tmp_path / "mask.png").write_bytes(b"")
+    records = [Record(tmp_path / "unread.png", "a", "hole", tmp_path / "mask.png")]
+    with pytest.raises(UserError, match="mask.png cannot be read"):
+        read_masks(records, 8, "half")
