@@ -1,0 +1,1 @@
+"""Config files; `common.py` holds what they share."""

@@ -1,0 +1,10 @@
+"""BTAD: 3 categories, 1799 training images.
+
+python -m harmoniad_jax.train --config configs/btad.py --workdir runs/btad
+"""
+
+from configs import common
+
+
+def get_config():
+    return common.dataset_config("btad")

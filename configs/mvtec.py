@@ -1,0 +1,10 @@
+"""MVTec AD: 15 categories, 3629 training images.
+
+python -m harmoniad_jax.train --config configs/mvtec.py --workdir runs/mvtec
+"""
+
+from configs import common
+
+
+def get_config():
+    return common.dataset_config("mvtec_ad")

@@ -1,0 +1,10 @@
+"""VisA: 12 categories, 8659 training images.
+
+python -m harmoniad_jax.train --config configs/visa.py --workdir runs/visa
+"""
+
+from configs import common
+
+
+def get_config():
+    return common.dataset_config("visa")

@@ -1,0 +1,345 @@
+"""Every setting of a run: its meaning, its default, and what is allowed.
+
+A config file returns a `ConfigDict` of these defaults with its own changes, the command
+line overrides single fields, and `parse_config` turns the result into the frozen
+dataclasses that the program works with. No other code reads a `ConfigDict`, and no other
+code checks a setting.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import ml_collections
+
+from harmoniad_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The images to train and test on."""
+
+    # Where they come from: "folder" (a folder in the MVTec layout), "demo" (procedural
+    # images, drawn once), or the name of a prepared data set (see `SOURCES`).
+    source: str = "folder"
+    # The folder that holds the categories; for "demo", the folder to draw them in (empty:
+    # the user's cache folder).
+    root: str = ""
+    # The categories to take; all that are there if empty.
+    categories: tuple[str, ...] = ()
+    # Side S of the encoder's square input in pixels, a multiple of its patch. 0: the side
+    # CLIP was trained at, or 16 patches for DINOv2.
+    image_side: int = 0
+    # Threads that decode and scale images in each process.
+    threads: int = 2
+    # Decode every image once before training, so that a damaged one is found at the
+    # start and not hours later.
+    check_images: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class UntrainedEncoderConfig:
+    """A small CLIP vision architecture with random weights, for `encoder.name=untrained`.
+
+    It needs no download, and serves the demo and the tests only.
+    """
+
+    width: int = 64
+    depth: int = 2
+    heads: int = 2
+    patch: int = 8
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+    """The frozen image encoder."""
+
+    # A CLIP or DINOv2 model: a name on the model hub, or a local folder that holds
+    # config.json and flax_model.msgpack or model.safetensors. "untrained": see below.
+    name: str = "openai/clip-vit-large-patch14-336"
+    # Blocks to read features from, 1-based, shallow to deep. Empty: eight mid-depth
+    # blocks, 3-10 of 12 or every second of 5-19 of 24.
+    taps: tuple[int, ...] = ()
+    # Number G of feature groups that the taps are averaged into.
+    groups: int = 2
+    # Compute dtype: "float32", "bfloat16", or "auto" for bfloat16 on accelerators and
+    # float32 on CPU. Features are float32 either way.
+    dtype: str = "auto"
+    untrained: UntrainedEncoderConfig = UntrainedEncoderConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The trained network. The switches are there for ablations."""
+
+    # "harmoniad": both branches. "high", "low": one branch alone, scored on its own
+    # band. "plain": no split, one branch of linear-attention blocks with about as many
+    # parameters.
+    variant: str = "harmoniad"
+    # The gate of the split: "sigmoid", "gaussian", "butterworth" or "ideal".
+    gate: str = "sigmoid"
+    # Initial cut-off of the split in (0, 1), as a share of the Nyquist frequency.
+    cutoff: float = 0.25
+    # Initial width of the sigmoid gate's edge, in the same unit.
+    softness: float = 0.05
+    # Train cut-off and softness, per group. The ideal gate cannot be trained.
+    learnable_gate: bool = True
+    # Extend feature maps by their mirror image before the transform.
+    mirror: bool = True
+    # Number of FSAM blocks, GSCM blocks, and blocks of the plain variant; each a multiple
+    # of `encoder.groups`.
+    high_depth: int = 4
+    low_depth: int = 4
+    plain_depth: int = 8
+    # Channels per attention head.
+    head_width: int = 64
+    # Dropout of the noisy bottlenecks: without it the network learns to copy anomalies.
+    dropout: float = 0.2
+    # Parts of the FSAM block.
+    edge_kernels: bool = True
+    channel_gate: bool = True
+    spatial_gate: bool = True
+    shrinkage: bool = True
+    # Parts of the GSCM path: the pooled context, the encoder's class token (through a
+    # noisy bottleneck of its own), and half resolution.
+    global_context: bool = True
+    class_token: bool = True
+    decimate: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """L = hardcos(fused) + high_weight hardcos(high) + low_weight hardcos(low)."""
+
+    high_weight: float = 1.0
+    low_weight: float = 1.0
+    # Scale down the gradient of positions that are already rebuilt well.
+    hard_mining: bool = True
+    # Share of a batch's positions that count as easy, reached after `easy_steps` steps of
+    # linear growth, and the factor on their gradient (Dinomaly).
+    easy_share: float = 0.9
+    easy_steps: int = 1000
+    easy_gradient: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """StableAdamW with warm-up and cosine decay (the recipe of Dinomaly)."""
+
+    learning_rate: float = 2e-3
+    final_learning_rate: float = 2e-4
+    # Steps of linear warm-up; at most a third of the run, so that short runs learn too.
+    warmup_steps: int = 100
+    b1: float = 0.9
+    b2: float = 0.999
+    epsilon: float = 1e-10
+    weight_decay: float = 1e-4
+    # Divide by the largest second moment so far instead of the current one.
+    amsgrad: bool = True
+    # Largest root mean square of a tensor's update before its step is scaled down.
+    update_clip: float = 1.0
+    # Largest global norm of the gradient.
+    gradient_clip: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The length and the rhythm of training."""
+
+    num_steps: int = 10_000
+    # Images per step over all devices; a multiple of their number.
+    batch_size: int = 16
+    # Seed of the weights, the order of the images and the dropout.
+    seed: int = 0
+    # Steps between two lines of `metrics.jsonl`.
+    log_every_steps: int = 20
+    checkpoint_every_steps: int = 200
+    # The newest checkpoints that are kept.
+    keep_checkpoints: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """From feature distances to anomaly maps, image scores and figures."""
+
+    # Images per step; a multiple of the number of devices.
+    batch_size: int = 16
+    # Side of anomaly maps and masks in pixels.
+    map_side: int = 256
+    # Standard deviation of the Gaussian that smooths the maps, in their pixels.
+    smoothing_sigma: float = 4.0
+    # Share of a map's largest pixels whose mean is the image score; 0: the maximum.
+    top_share: float = 0.01
+    # Weights of the standardised maps of the fused reconstruction and of the branches. On
+    # real images the branches' own maps add nothing to the fused one (docs/results.md).
+    fused_weight: float = 1.0
+    high_weight: float = 0.0
+    low_weight: float = 0.0
+    # Training images, evenly taken, that the maps are standardised with.
+    calibration_images: int = 256
+    # "half": a cell is defective where half of it is. "any": where any of it is, which
+    # grows every defect; only to compare with older tables.
+    mask_rule: str = "half"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    data: DataConfig = DataConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @property
+    def hash(self) -> str:
+        """Twelve hexadecimal digits of the SHA-256 of all settings."""
+        text = json.dumps(self.to_dict(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+# Settings that may change when a run is continued: they do not touch what is learnt. The
+# encoder and the images are compared by content, so that both may be moved.
+FREE_ON_RESUME = (
+    "data.root",
+    "data.threads",
+    "data.check_images",
+    "encoder.name",
+    "encoder.dtype",
+    "train.log_every_steps",
+    "train.checkpoint_every_steps",
+    "train.keep_checkpoints",
+    "evaluation.",
+)
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """The defaults as the `ConfigDict` that config files change and return."""
+    return ml_collections.ConfigDict(Config().to_dict())
+
+
+def parse_config(values: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
+    """Turns nested values into a `Config`, refusing unknown and ill-typed fields.
+
+    Raises:
+      UserError: listing every such field, with a suggestion where one is close.
+    """
+    if isinstance(values, ml_collections.ConfigDict):
+        values = values.to_dict()
+    if not isinstance(values, Mapping):
+        raise UserError(f"the config is {values!r}; get_config() must return a ConfigDict")
+    problems: list[str] = []
+    config = _parse(Config, values, "", problems)
+    raise_problems(problems)
+    return config
+
+
+def raise_problems(problems: list[str]) -> None:
+    """Raises one `UserError` for all problems found, if any."""
+    if problems:
+        text = "; ".join(problems)
+        raise UserError(text if text.endswith((".", "?")) else text + ".")
+
+
+def field_types(kind: type = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted path and type of every single setting."""
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from field_types(hints[field.name], f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, hints[field.name]
+
+
+def unknown_field(path: str) -> str:
+    """What to say of a setting that does not exist."""
+    known = [name for name, _ in field_types()]
+    leaf = path.rpartition(".")[2]
+    same_leaf = [name for name in known if name.rpartition(".")[2] == leaf]
+    close = same_leaf or difflib.get_close_matches(path, known, n=1)
+    hint = f"did you mean config.{close[0]}?" if close else "see harmoniad_jax/config.py"
+    return f"config.{path} is no setting; {hint}"
+
+
+def differences(stored: Config, given: Config) -> list[str]:
+    """The settings that keep `given` from continuing a run of `stored`."""
+    before, after = flatten(stored.to_dict()), flatten(given.to_dict())
+    return [
+        f"config.{name} is {after[name]!r} but was {before[name]!r}"
+        for name in before
+        if before[name] != after[name] and not name.startswith(FREE_ON_RESUME)
+    ]
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted path -> value."""
+    flat = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _parse(kind: type, values: Mapping[str, Any], prefix: str, problems: list[str]):
+    hints = typing.get_type_hints(kind)
+    problems += [unknown_field(prefix + name) for name in values if name not in hints]
+    parsed = {}
+    for name, hint in hints.items():
+        if name not in values:
+            problems.append(f"config.{prefix}{name} is missing")
+        elif dataclasses.is_dataclass(hint):
+            if isinstance(values[name], Mapping):
+                parsed[name] = _parse(hint, values[name], f"{prefix}{name}.", problems)
+            else:
+                problems.append(f"config.{prefix}{name} is not a group of settings")
+        else:
+            try:
+                parsed[name] = _convert(values[name], hint)
+            except (TypeError, ValueError):
+                problems.append(
+                    f"config.{prefix}{name} is {values[name]!r}; expected {type_name(hint)}"
+                )
+    return kind(**parsed) if len(parsed) == len(hints) else None
+
+
+def type_name(hint: Any) -> str:
+    """A type as the reader of an error message knows it."""
+    names = {
+        int: "a whole number",
+        float: "a number",
+        bool: "True or False",
+        str: "text",
+        tuple[str, ...]: "names separated by commas",
+        tuple[int, ...]: "whole numbers separated by commas",
+    }
+    return names[hint]
+
+
+def _convert(value: Any, hint: Any) -> Any:
+    """The value as the type that the field declares; no silent rounding or truth."""
+    if typing.get_origin(hint) is tuple:
+        (item_type, _) = typing.get_args(hint)
+        items: list[Any] = []
+        for item in [value] if isinstance(value, str | int) else value:
+            items += item.split(",") if isinstance(item, str) else [item]
+        items = [item.strip() if isinstance(item, str) else item for item in items]
+        items = [item for item in items if item != ""]
+        if item_type is int:
+            items = [int(item) if isinstance(item, str) else item for item in items]
+        return tuple(_convert(item, item_type) for item in items)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not hint:
+        raise TypeError(value)
+    return value

@@ -1,0 +1,1 @@
+"""The run: state, steps, loop, checkpoints, evaluation."""

@@ -1,0 +1,199 @@
+"""Whether settings make sense: every mistake in words, before anything heavy starts.
+
+Each function returns the mistakes it finds; `config.raise_problems` reports them at once.
+"""
+
+import math
+from pathlib import Path
+
+from harmoniad_jax.config import Config, flatten
+from harmoniad_jax.data.preprocess import MASK_RULES
+from harmoniad_jax.model.backbone import EncoderDescription
+from harmoniad_jax.model.frequency import GATES
+from harmoniad_jax.model.harmoniad import VARIANTS
+
+DTYPES = ("auto", "float32", "bfloat16")
+# Data sets that a config exists for and whose builder is still to come.
+UNPREPARED = ("mvtec_ad", "visa", "btad")
+SOURCES = ("folder", "demo", *UNPREPARED)
+
+CHOICES = {
+    "data.source": SOURCES,
+    "encoder.dtype": DTYPES,
+    "model.variant": tuple(VARIANTS),
+    "model.gate": GATES,
+    "evaluation.mask_rule": MASK_RULES,
+}
+AT_LEAST_ONE = (
+    "data.threads",
+    "encoder.untrained.width",
+    "encoder.untrained.depth",
+    "encoder.untrained.heads",
+    "encoder.untrained.patch",
+    "train.num_steps",
+    "train.log_every_steps",
+    "train.checkpoint_every_steps",
+    "train.keep_checkpoints",
+    "evaluation.map_side",
+    "evaluation.calibration_images",
+)
+NOT_NEGATIVE = (
+    "encoder.untrained.seed",
+    "train.seed",
+    "loss.high_weight",
+    "loss.low_weight",
+    "loss.easy_steps",
+    "loss.easy_gradient",
+    "optimizer.final_learning_rate",
+    "optimizer.warmup_steps",
+    "optimizer.weight_decay",
+    "evaluation.smoothing_sigma",
+    "evaluation.fused_weight",
+    "evaluation.high_weight",
+    "evaluation.low_weight",
+)
+POSITIVE = (
+    "optimizer.learning_rate",
+    "model.softness",
+    "optimizer.epsilon",
+    "optimizer.update_clip",
+    "optimizer.gradient_clip",
+)
+BELOW_ONE = ("model.dropout", "loss.easy_share", "optimizer.b1", "optimizer.b2")
+
+
+def config_problems(
+    config: Config, description: EncoderDescription, num_devices: int
+) -> list[str]:
+    """Everything that is wrong with a config whose automatic settings are filled in."""
+    return [
+        *setting_problems(config, num_devices),
+        *encoder_problems(config, description),
+    ]
+
+
+def data_problems(config: Config) -> list[str]:
+    """What is wrong with where the images are said to be, on this machine."""
+    source, root = config.data.source, config.data.root
+    if source in UNPREPARED:
+        return [
+            f"config.data.source={source!r} has no builder yet; if you have the data set "
+            "in the MVTec layout, use --config configs/folder.py:root=FOLDER"
+        ]
+    if source == "folder" and root and not Path(root).expanduser().is_dir():
+        return [
+            f"data.root={root!r} is not a folder; expected one that holds "
+            "CATEGORY/train/good/ with images"
+        ]
+    return []
+
+
+def setting_problems(config: Config, num_devices: int) -> list[str]:
+    """What is wrong with settings that can be judged without the encoder."""
+    values = flatten(config.to_dict())
+    problems: dict[str, str] = {}
+
+    def check(ok: bool, name: str, allowed: str) -> None:
+        if not ok:
+            # One mistake a setting: the first says most.
+            problems.setdefault(name, _problem(name, values[name], allowed))
+
+    for name, allowed in CHOICES.items():
+        check(values[name] in allowed, name, f"allowed are {', '.join(allowed)}")
+    for name in AT_LEAST_ONE:
+        check(values[name] >= 1, name, "it must be at least 1")
+    for name in NOT_NEGATIVE:
+        check(values[name] >= 0, name, "it must not be negative")
+    for name in POSITIVE:
+        check(values[name] > 0, name, "it must be greater than 0")
+    for name in BELOW_ONE:
+        check(0 <= values[name] < 1, name, "it must be a share between 0 and 1")
+    for name in ("train.batch_size", "evaluation.batch_size"):
+        check(
+            values[name] >= 1 and values[name] % num_devices == 0,
+            name,
+            f"it must be a multiple of the number of devices, {num_devices}",
+        )
+    check(
+        0 < values["model.cutoff"] < 1, "model.cutoff", "it must be a share between 0 and 1"
+    )
+    check(
+        0 <= values["evaluation.top_share"] <= 1,
+        "evaluation.top_share",
+        "it must be a share between 0 and 1",
+    )
+    check(
+        not (config.model.gate == "ideal" and config.model.learnable_gate),
+        "model.gate",
+        "the ideal gate has no gradient: set model.learnable_gate=False with it",
+    )
+    untrained = config.encoder.untrained
+    check(
+        untrained.heads < 1 or untrained.width % untrained.heads == 0,
+        "encoder.untrained.heads",
+        f"it must divide encoder.untrained.width, {untrained.width}",
+    )
+    maps = VARIANTS.get(config.model.variant, ())
+    if len(maps) > 1 and not any(values[f"evaluation.{name}_weight"] for name in maps):
+        problems["evaluation"] = "config.evaluation gives every map the weight 0; set one"
+    for name, value in values.items():
+        if isinstance(value, float):
+            check(math.isfinite(value), name, "it must be a finite number")
+    check(
+        config.data.source != "folder" or bool(config.data.root),
+        "data.root",
+        "give the folder that holds the categories",
+    )
+    return list(problems.values())
+
+
+def encoder_problems(config: Config, description: EncoderDescription) -> list[str]:
+    """What does not fit the encoder, in a config whose automatic settings are filled."""
+    values = flatten(config.to_dict())
+    problems = []
+
+    def check(ok: bool, name: str, allowed: str) -> None:
+        if not ok:
+            problems.append(_problem(name, values[name], allowed))
+
+    patch, side = description.patch, config.data.image_side
+    check(
+        side >= 2 * patch and side % patch == 0,
+        "data.image_side",
+        f"it must be a multiple of the encoder's patch, {patch}, for example "
+        f"{max(round(side / patch), 2) * patch}",
+    )
+    taps = config.encoder.taps
+    check(
+        all(1 <= tap <= description.depth for tap in taps),
+        "encoder.taps",
+        f"the encoder has blocks 1 to {description.depth}",
+    )
+    check(
+        list(taps) == sorted(set(taps)),
+        "encoder.taps",
+        "list each block once, from shallow to deep",
+    )
+    groups = config.encoder.groups
+    check(
+        1 <= groups <= len(taps),
+        "encoder.groups",
+        f"it must be between 1 and the number of taps, {len(taps)}",
+    )
+    for name in ("model.high_depth", "model.low_depth", "model.plain_depth"):
+        check(
+            groups < 1 or (values[name] >= groups and values[name] % groups == 0),
+            name,
+            f"it must be a multiple of encoder.groups, {groups}",
+        )
+    head_width = config.model.head_width
+    check(
+        head_width >= 1 and description.width % head_width == 0,
+        "model.head_width",
+        f"it must divide the encoder's width, {description.width}",
+    )
+    return problems
+
+
+def _problem(name: str, value: object, allowed: str) -> str:
+    return f"config.{name} is {value!r}; {allowed}"
