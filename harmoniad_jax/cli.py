@@ -1,0 +1,131 @@
+"""What the commands share: flags in, one call, errors as one line."""
+
+import logging
+import re
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+from harmoniad_jax.config import (
+    Config,
+    field_types,
+    parse_config,
+    raise_problems,
+    type_name,
+    unknown_field,
+)
+from harmoniad_jax.errors import UserError
+
+USER_ERROR_STATUS = 2
+OVERRIDE = re.compile(r"--?(?P<negated>no)?config\.(?P<path>[^=]+)(?:=(?P<value>.*))?$")
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses the flags and calls `main`; bad input ends with one line and status 2."""
+    _configure_logging()
+
+    def call(argv: Sequence[str]) -> None:
+        try:
+            if len(argv) > 1:
+                raise UserError(f"unexpected argument {argv[1]!r}; flags begin with --")
+            main()
+        except UserError as error:
+            _fail(error)
+
+    app.run(call, flags_parser=_parse_flags)
+
+
+def _configure_logging() -> None:
+    """Our own messages as plain lines; of the libraries' only what is wrong."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    ours = logging.getLogger("harmoniad_jax")
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
+    absl_logging.set_verbosity(absl_logging.ERROR)
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    try:
+        _check_overrides(argv)
+        return flags.FLAGS(_quote_names(argv))
+    except UserError as error:
+        _fail(error)
+    except flags.Error as error:
+        _fail(_explain(error))
+
+
+def _check_overrides(argv: Sequence[str]) -> None:
+    """Refuses overrides of settings that do not exist, with a suggestion."""
+    known = dict(field_types())
+    groups = {path.rpartition(".")[0] for path in known}
+    for argument in argv[1:]:
+        match = OVERRIDE.match(argument)
+        if match is None or match["path"] in known:
+            continue
+        if match["path"] in groups:
+            raise UserError(
+                f"config.{match['path']} is a group of settings; "
+                f"set one of its fields, such as --config.{match['path']}.NAME=VALUE."
+            )
+        raise_problems([unknown_field(match["path"])])
+
+
+def _quote_names(argv: Sequence[str]) -> list[str]:
+    """Makes a,b of a list of names the tuple ('a', 'b') that ml_collections can read.
+
+    It would take the category 01 for a number, and stumble over 1x.
+    """
+    lists = {path for path, kind in field_types() if kind == tuple[str, ...]}
+    quoted = []
+    for argument in argv:
+        match = OVERRIDE.match(argument)
+        if match and match["path"] in lists and not (match["value"] or "").startswith("("):
+            names = tuple(filter(None, (match["value"] or "").split(",")))
+            argument = f"--config.{match['path']}={names!r}"
+        quoted.append(argument)
+    return quoted
+
+
+def read_config(holder: flags.FlagHolder) -> Config:
+    """The checked settings of a `--config` flag.
+
+    Raises:
+      UserError: there is no such file, or it holds what is no config.
+    """
+    config = holder.value
+    try:
+        # A file that could not be read is a config whose every attribute raises.
+        hasattr(config, "to_dict")
+    except OSError:
+        path = config_flags.get_config_filename(flags.FLAGS[holder.name])
+        raise UserError(
+            f"--config={path} is no file; the project's own are in configs/, "
+            "such as configs/demo.py."
+        ) from None
+    return parse_config(config)
+
+
+def _explain(error: flags.Error) -> str:
+    """A flag error as one line that says what is expected."""
+    text = " ".join(str(error).split())
+    match = re.search(r"--?config\.([\w.]+)=(\S*)", text) or re.search(
+        r"flag --config\.([\w.]+)=(.*?):", text
+    )
+    if "parsing config file" in text:
+        # ml_collections puts a whole traceback into its message; the cause comes last.
+        return f"{text.partition(': Error whilst')[0]}: {text.rpartition('Error: ')[2]}"
+    types = dict(field_types())
+    if match and match[1] in types:
+        value = match[2].rstrip(":")
+        return f"config.{match[1]} is {value!r}; expected {type_name(types[match[1]])}."
+    return text
+
+
+def _fail(error: Exception | str) -> None:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(USER_ERROR_STATUS)

@@ -1,0 +1,34 @@
+"""Trains one model on all categories of a data set, then evaluates it.
+
+    python -m harmoniad_jax.train --config configs/folder.py:root=photos --workdir runs/a
+
+Any setting can be changed: --config.train.num_steps=300. The same command continues a run
+that was interrupted.
+"""
+
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from harmoniad_jax import cli
+
+
+def main() -> None:
+    """The command's entry point."""
+    config = config_flags.DEFINE_config_file("config", None, "The config file to run.")
+    workdir = flags.DEFINE_string("workdir", None, "Folder of the run, made if absent.")
+    flags.mark_flags_as_required(["config", "workdir"])
+
+    def run() -> None:
+        settings = cli.read_config(config)
+        # Imported late: a mistake in the flags is reported without waiting for JAX.
+        from harmoniad_jax.training.loop import train_and_evaluate
+
+        train_and_evaluate(settings, Path(workdir.value))
+
+    cli.run(run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Eight simulated devices, and a miniature data set and run for every test."""
+
+import atexit
+import os
+import shutil
+import tempfile
+
+# Before JAX is imported by anything: the number of devices is fixed at its start.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+# Many tests compile the same tiny run: once is enough, in this process or another.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="harmoniad-tests-")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+# A test that needs the model hub is a mistake; it shall fail at once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], True)
+
+from pathlib import Path
+
+import pytest
+
+from harmoniad_jax.config import Config, default_config, parse_config
+from harmoniad_jax.data.synthetic import DemoSpec, write_demo_dataset
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def products(tmp_path_factory) -> Path:
+    """Three drawn categories in the MVTec layout: 8 training, 6 test images each."""
+    root = tmp_path_factory.mktemp("products") / "demo"
+    spec = DemoSpec(
+        side=48, train_per_category=8, test_good_per_category=2, test_per_defect=1
+    )
+    write_demo_dataset(root, spec)
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_config(products) -> Config:
+    """The smallest run that has every part: a few seconds on one core."""
+    config = default_config()
+    config.data.root = str(products)
+    config.data.image_side = 32
+    config.encoder.name = "untrained"
+    config.encoder.untrained.width = 32
+    config.model.head_width = 16
+    config.model.high_depth = config.model.low_depth = 2
+    config.train.num_steps = 6
+    config.train.batch_size = 8
+    config.train.log_every_steps = 1
+    config.train.checkpoint_every_steps = 2
+    config.evaluation.batch_size = 8
+    config.evaluation.map_side = 32
+    config.evaluation.smoothing_sigma = 1.0
+    config.evaluation.calibration_images = 16
+    return parse_config(config)
+
+
+@pytest.fixture(scope="session")
+def real_products() -> Path:
+    """Real product images, where they are at hand."""
+    root = SHARED / "data" / "industrial"
+    if not root.is_dir():
+        pytest.skip(f"no real images at {root}")
+    return root
+
+
+@pytest.fixture(scope="session")
+def real_encoder() -> Path:
+    """A real pretrained encoder, where it is at hand."""
+    folder = SHARED / "weights" / "dinov2-small"
+    if not folder.is_dir():
+        pytest.skip(f"no pretrained encoder at {folder}")
+    return folder

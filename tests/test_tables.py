@@ -1,0 +1,108 @@
+"""The printed table: percent, a row a category, the mean last."""
+
+import math
+
+import numpy as np
+import pytest
+
+from harmoniad_jax.metrics import METRIC_NAMES, category_metrics, mean_metrics
+from harmoniad_jax.report.tables import HEADINGS, results_table
+
+
+def figures(first, num_images=10):
+    """Figures first, first + 0.01, ... in the order of the metrics."""
+    values = {name: first + 0.01 * place for place, name in enumerate(METRIC_NAMES)}
+    return {**values, "num_images": num_images}
+
+
+def cells(table):
+    """The table's text, cell by cell, without the rule below the headings."""
+    lines = table.split("\n")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [rows[0], *rows[2:]]
+
+
+RESULTS = {
+    "step": 7,
+    "per_category": {"bottle": figures(0.5), "a long name": figures(0.912, 1234)},
+    "mean": figures(0.706, 1244),
+}
+
+
+def test_headings():
+    assert cells(results_table(RESULTS))[0] == [
+        "category",
+        "images",
+        *("I-AUROC", "I-AP", "I-F1max"),
+        *("P-AUROC", "P-AP", "P-F1max", "AUPRO"),
+    ]
+    assert set(HEADINGS) == set(METRIC_NAMES)
+
+
+def test_a_row_for_each_category_in_order_and_the_mean_last():
+    rows = cells(results_table(RESULTS))[1:]
+    assert [row[:2] for row in rows] == [
+        ["bottle", "10"],
+        ["a long name", "1234"],
+        ["mean", "1244"],
+    ]
+
+
+def test_figures_are_percent_in_the_order_of_the_headings():
+    rows = cells(results_table(RESULTS))[1:]
+    assert rows[0][2:] == ["50.0", "51.0", "52.0", "53.0", "54.0", "55.0", "56.0"]
+    assert rows[1][2:] == ["91.2", "92.2", "93.2", "94.2", "95.2", "96.2", "97.2"]
+    assert rows[2][2] == "70.6"
+
+
+def test_headings_stand_over_their_own_figures():
+    """Each metric alone at 100 %, the others at 0."""
+    for name in METRIC_NAMES:
+        one = {**dict.fromkeys(METRIC_NAMES, 0.0), name: 1.0, "num_images": 1}
+        headings, row, mean = cells(
+            results_table({"per_category": {"a": one}, "mean": one})
+        )
+        assert row[1:] == mean[1:]
+        assert headings[row.index("100.0")] == HEADINGS[name]
+        assert row.count("0.0") == len(METRIC_NAMES) - 1
+
+
+@pytest.mark.parametrize("undefined", [None, math.nan, np.float64("nan")])
+def test_undefined_figures_are_a_dash(undefined):
+    row = {**figures(0.5), "pixel_aupro": undefined, "image_ap": undefined}
+    found = cells(results_table({"per_category": {"a": row}, "mean": row}))
+    for line in found[1:]:
+        assert line[2:] == ["50.0", "-", "52.0", "53.0", "54.0", "55.0", "-"]
+
+
+def test_columns_are_aligned_and_form_a_markdown_table():
+    lines = results_table(RESULTS).split("\n")
+    assert len({len(line) for line in lines}) == 1
+    bars = {tuple(i for i, c in enumerate(line) if c == "|") for line in lines}
+    assert len(bars) == 1
+    first, *others = lines[1].strip("|").split("|")
+    assert set(first) == {"-"}
+    assert all(set(rule) == {"-", ":"} and rule.endswith("-:") for rule in others)
+
+
+def test_takes_what_the_metrics_give():
+    """Also where there is nothing to find: no figure, but no failure."""
+    random = np.random.default_rng(0)
+    maps = random.random((4, 8, 8))
+    masks = np.zeros((4, 8, 8), bool)
+    masks[2:, 2:4, 2:4] = True
+    labels = np.array([False, False, True, True])
+    known = np.ones(4, bool)
+    scores = maps.max(axis=(1, 2))
+    per_category = {
+        "both": category_metrics(maps, masks, scores, labels, mask_known=known),
+        "good": category_metrics(
+            maps[:2], masks[:2], scores[:2], labels[:2], mask_known=known[:2]
+        ),
+    }
+    results = {"per_category": per_category, "mean": mean_metrics(per_category)}
+    _, both, good, mean = cells(results_table(results))
+    assert (both[1], good[1]) == ("4", "2")
+    assert "-" not in both
+    assert good[2] == "-"
+    assert mean[0] == "mean"

@@ -1,0 +1,266 @@
+"""A whole run: train, checkpoint, continue, evaluate."""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from configs import demo
+from harmoniad_jax.config import Config, flatten, parse_config
+from harmoniad_jax.data.pipeline import training_batches
+from harmoniad_jax.errors import UserError
+from harmoniad_jax.metrics import METRIC_NAMES
+from harmoniad_jax.training.checkpoints import Checkpoints
+from harmoniad_jax.training.evaluation import evaluate_run
+from harmoniad_jax.training.loop import train_and_evaluate
+from harmoniad_jax.training.setup import prepare_run
+from harmoniad_jax.training.sharding import replicate, shard_batch
+
+ROOT = Path(__file__).parents[2]
+
+
+def changed(config: Config, section: str, **values) -> Config:
+    part = dataclasses.replace(getattr(config, section), **values)
+    return dataclasses.replace(config, **{section: part})
+
+
+def final_state(config: Config, workdir: Path):
+    """The state of the latest checkpoint, on the host."""
+    run = prepare_run(config)
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        state, _ = checkpoints.restore(jax.eval_shape(run.initial_state), run.mesh)
+    return jax.device_get(state)
+
+
+def assert_bitwise_equal(first, second):
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def log_of(workdir: Path) -> list[dict]:
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_config):
+    """An uninterrupted run: its config, its folder and its results."""
+    workdir = tmp_path_factory.mktemp("finished")
+    return tiny_config, workdir, train_and_evaluate(tiny_config, workdir)
+
+
+def test_a_run_leaves_what_the_readme_says(finished):
+    config, workdir, results = finished
+    left = {path.name for path in workdir.iterdir()}
+    assert left == {
+        "checkpoints",
+        "config.json",
+        "metrics.jsonl",
+        "results.json",
+        "tensorboard",
+    }
+    stored = json.loads((workdir / "results.json").read_text())
+    assert stored == results
+    assert set(stored["per_category"]) == {"fabric", "tablet", "washer"}
+    assert set(stored["mean"]) == {*METRIC_NAMES, "num_images"}
+    assert all(0 <= stored["mean"][name] <= 1 for name in METRIC_NAMES)
+    assert stored["step"] == config.train.num_steps
+    assert list((workdir / "tensorboard").iterdir())
+    log = log_of(workdir)
+    assert [line["step"] for line in log] == [1, 2, 3, 4, 5, 6]
+    assert all(np.isfinite(list(line.values())).all() for line in log)
+
+
+def test_training_lowers_the_loss(tiny_config, tmp_path):
+    config = changed(tiny_config, "train", num_steps=40)
+    train_and_evaluate(config, tmp_path)
+    losses = [line["loss"] for line in log_of(tmp_path)]
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+
+
+def test_same_seed_same_results_other_seed_others(finished, tmp_path):
+    config, workdir, _ = finished
+    train_and_evaluate(config, tmp_path / "again")
+    before = (workdir / "results.json").read_bytes()
+    assert (tmp_path / "again" / "results.json").read_bytes() == before
+    train_and_evaluate(changed(config, "train", seed=1), tmp_path / "other")
+    assert (tmp_path / "other" / "results.json").read_bytes() != before
+
+
+def test_evaluating_again_gives_the_same(finished):
+    _, workdir, _ = finished
+    before = (workdir / "results.json").read_bytes()
+    (workdir / "results.json").unlink()
+    evaluate_run(workdir)
+    assert (workdir / "results.json").read_bytes() == before
+
+
+def test_a_finished_run_is_not_trained_again(finished):
+    config, workdir, results = finished
+    log = (workdir / "metrics.jsonl").read_text()
+    assert train_and_evaluate(config, workdir) == results
+    assert (workdir / "metrics.jsonl").read_text() == log
+
+
+def test_an_interrupted_run_ends_as_an_undisturbed_one(finished, tmp_path, monkeypatch):
+    """Stopped after a step without a checkpoint, in the middle of an epoch."""
+    config, workdir, results = finished
+    saved = Checkpoints.save
+
+    def save_and_stop(self, state, *arguments):
+        saved(self, state, *arguments)
+        if int(state.step) == 4:
+            self._manager.wait_until_finished()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoints, "save", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        train_and_evaluate(config, tmp_path)
+    monkeypatch.undo()
+    # What a killed run logged beyond its checkpoint, and a line it did not finish.
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "loss": 1.0}\n{"step": 6, "lo')
+    assert train_and_evaluate(config, tmp_path) == results
+    assert_bitwise_equal(final_state(config, tmp_path), final_state(config, workdir))
+    assert [line["step"] for line in log_of(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_killed_run_ends_as_an_undisturbed_one(finished, tmp_path):
+    """SIGKILL at moments that no one chose, until the run gets through."""
+    config, workdir, _ = finished
+    command = [
+        *(sys.executable, "-m", "harmoniad_jax.train", "--config", "configs/demo.py"),
+        *("--workdir", str(tmp_path)),
+        *overrides(config),
+    ]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    delays = np.random.default_rng(0).uniform(0.0, 2.0, 3)
+    for delay in [*delays, None]:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+        )
+        if delay is None:
+            _, errors = process.communicate(timeout=300)
+            assert process.returncode == 0, errors
+            break
+        # From the first word about the model on, anything may be under way.
+        for line in process.stderr:
+            if line.startswith("model"):
+                break
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert_bitwise_equal(final_state(config, tmp_path), final_state(config, workdir))
+
+
+def overrides(config: Config) -> list[str]:
+    """The command line that turns the demo into `config`."""
+    before = flatten(parse_config(demo.get_config()).to_dict())
+    after = flatten(config.to_dict())
+    return [
+        f"--config.{name}={value}" for name, value in after.items() if before[name] != value
+    ]
+
+
+def test_one_device_and_eight_agree(tiny_config):
+    """The first steps' losses and gradients, to float32's rounding."""
+    run = prepare_run(tiny_config)
+    batches = training_batches(
+        run.dataset.train, image_side=32, batch_size=8, seed=0, threads=1
+    )
+    images = [next(batches) for _ in range(4)]
+
+    def metrics_on(devices):
+        mesh = Mesh(np.array(devices), ("data",))
+        encoder_params = replicate(mesh, run.encoder.params)
+        state = replicate(mesh, jax.jit(run.initial_state)())
+        step = jax.jit(run.steps.train_step)
+        collected = []
+        for batch in images:
+            state, metrics = step(state, encoder_params, shard_batch(mesh, batch))
+            collected.append(jax.device_get(metrics))
+        return collected
+
+    for one, eight in zip(
+        metrics_on(jax.devices()[:1]), metrics_on(jax.devices()), strict=True
+    ):
+        assert one.keys() == eight.keys()
+        for name in one:
+            np.testing.assert_allclose(eight[name], one[name], rtol=1e-5, err_msg=name)
+
+
+def test_the_encoder_is_in_no_checkpoint_and_stays_as_it_was(finished):
+    config, workdir, _ = finished
+    run = prepare_run(config)
+    state = final_state(config, workdir)
+    names = {
+        part
+        for path, _ in jax.tree_util.tree_leaves_with_path(state)
+        for part in re.findall(r"\w+", jax.tree_util.keystr(path))
+    }
+    assert "vision_model" not in names
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        assert checkpoints.read_identity().weight_hash == run.encoder.weight_hash
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "named"),
+    [
+        ("model", {"dropout": 0.3}, "config.model.dropout is 0.3 but was 0.2"),
+        ("train", {"num_steps": 9}, "config.train.num_steps is 9 but was 6"),
+        ("data", {"categories": ("fabric",)}, "training images"),
+    ],
+)
+def test_another_config_is_refused(finished, section, values, named):
+    config, workdir, _ = finished
+    with pytest.raises(UserError, match=re.escape(named)) as error:
+        train_and_evaluate(changed(config, section, **values), workdir)
+    assert "new --workdir" in str(error.value)
+
+
+def test_another_encoder_is_refused(finished):
+    config, workdir, _ = finished
+    untrained = dataclasses.replace(config.encoder.untrained, seed=1)
+    with pytest.raises(UserError, match="encoder"):
+        train_and_evaluate(changed(config, "encoder", untrained=untrained), workdir)
+
+
+def test_settings_that_do_not_touch_training_may_change(finished):
+    config, workdir, results = finished
+    other = changed(config, "evaluation", smoothing_sigma=0.0)
+    assert train_and_evaluate(other, workdir)["mean"] != results["mean"]
+    # And back again: the last call decides what is in the folder.
+    assert train_and_evaluate(config, workdir) == results
+
+
+def test_good_images_alone_are_enough_to_train(products, tiny_config, tmp_path):
+    for path in (products / "tablet" / "train" / "good").iterdir():
+        target = tmp_path / "photos" / "tablet" / "train" / "good" / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    config = changed(tiny_config, "data", root=str(tmp_path / "photos"))
+    config = changed(config, "train", num_steps=1)
+    results = train_and_evaluate(config, tmp_path / "run")
+    assert results["per_category"] == {}
+    assert (tmp_path / "run" / "results.json").is_file()
+
+
+def test_a_lost_mask_is_reported(products, tiny_config, tmp_path, capsys):
+    root = tmp_path / "photos"
+    shutil.copytree(products, root)
+    (root / "tablet" / "ground_truth" / "spot" / "000_mask.png").unlink()
+    config = changed(tiny_config, "data", root=str(root))
+    config = changed(config, "train", num_steps=1)
+    results = train_and_evaluate(config, tmp_path / "run")
+    assert results["lost_masks"] == 1
+    assert "1 defective images have no mask" in capsys.readouterr().out
