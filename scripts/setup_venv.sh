@@ -1,0 +1,29 @@
+# Sourced by the other scripts: makes .venv in the project's root once, and enters it.
+# Needs Python >= 3.11; PYTHON names another interpreter than the first that fits.
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+find_python() {
+    local candidate
+    for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
+        if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+            2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    echo "error: found no Python 3.11 to 3.13 (tried ${PYTHON:-python3, python3.13," \
+        "python3.12, python3.11}); install one, or name it with PYTHON=..." >&2
+    return 1
+}
+
+python=$(find_python)
+# The mark is written last, so that an interrupted installation is repeated.
+mark=.venv/installed-from
+if ! cmp -s setup.cfg "$mark"; then
+    echo "Installing into .venv with $("$python" --version) ..."
+    "$python" -m venv --clear .venv
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+    cp setup.cfg "$mark"
+fi
+source .venv/bin/activate
