@@ -20,6 +20,7 @@ from harmoniad_jax.config import (
 from harmoniad_jax.errors import UserError
 
 USER_ERROR_STATUS = 2
+INTERRUPTED_STATUS = 130  # as a shell reports SIGINT
 OVERRIDE = re.compile(r"--?(?P<negated>no)?config\.(?P<path>[^=]+)(?:=(?P<value>.*))?$")
 
 
@@ -34,6 +35,9 @@ def run(main: Callable[[], None]) -> None:
             main()
         except UserError as error:
             _fail(error)
+        except KeyboardInterrupt:
+            print("interrupted; the same command continues the run", file=sys.stderr)
+            sys.exit(INTERRUPTED_STATUS)
 
     app.run(call, flags_parser=_parse_flags)
 

@@ -6,40 +6,22 @@ encoder) and the Flax DINOv2 model. The weights are never part of the trained st
 """
 
 import dataclasses
-import functools
-import hashlib
 import json
-import logging
-import os
-import types
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import flax.serialization
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 import transformers
-from huggingface_hub import errors as hub_errors
-from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
-from transformers.modeling_flax_pytorch_utils import (
-    load_pytorch_checkpoint_in_flax_state_dict,
-)
 from transformers.models.clip.modeling_flax_clip import FlaxCLIPVisionModule
 from transformers.models.dinov2.modeling_flax_dinov2 import FlaxDinov2Module
 
 from harmoniad_jax.errors import UserError
-
-logger = logging.getLogger(__name__)
-
-# Seconds the model hub has to answer before the local cache is used instead.
-HUB_TIMEOUT = 5
-CONFIG_FILES = ("config.json", "preprocessor_config.json")
-# Flax first: the library's own layout, no conversion. No other format is read.
-WEIGHT_FILES = ("flax_model.msgpack", "model.safetensors")
+from harmoniad_jax.model.position_embedding import resize_position_embedding
+from harmoniad_jax.model.weights import find_checkpoint, hash_params, read_weights
 
 
 class Family(NamedTuple):
@@ -205,14 +187,8 @@ def describe_encoder(name: str) -> EncoderDescription:
     Raises:
       UserError: nothing there, the hub cannot be reached, or an unknown architecture.
     """
-    folder = Path(name) if Path(name).is_dir() else _download(name, CONFIG_FILES)
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"encoder.name={name!r}: {folder} holds no readable config.json ({error}); "
-            "expected a folder in the Hugging Face layout."
-        ) from None
+    folder = find_checkpoint(name)
+    config = _read_json(name, folder / "config.json")
     model_type = config.get("model_type")
     if model_type not in FAMILIES:
         raise UserError(
@@ -266,13 +242,16 @@ def load_encoder(
       UserError: the checkpoint is missing, incomplete or in a format that is not read.
     """
     family = description.family
+    images = jnp.zeros((1, *2 * [description.hf_config.image_size], 3))
     if description.folder is None:
         module = family.module(description.hf_config)
-        images = jnp.zeros((1, *2 * [description.hf_config.image_size], 3))
         params = jax.jit(module.init)(jax.random.key(seed), images)["params"]
         params = jax.tree.map(np.asarray, params)
     else:
-        params = _read_weights(description)
+        expected = jax.eval_shape(
+            family.module(description.hf_config).init, jax.random.key(0), images
+        )["params"]
+        params = read_weights(description.name, family.model.base_model_prefix, expected)
     weight_hash = hash_params(params)
 
     hf_config = type(description.hf_config).from_dict(description.hf_config.to_dict())
@@ -297,144 +276,28 @@ def load_encoder(
     )
 
 
-def resize_position_embedding(embedding: np.ndarray, grid: int) -> np.ndarray:
-    """Resizes a square grid of position embeddings as PyTorch's `interpolate` does.
-
-    Bicubic, `align_corners=False`, no antialiasing: the arithmetic that the published
-    checkpoints are used with. `jax.image` differs at the border, where it renormalises
-    the kernel and PyTorch repeats the edge.
-
-    Args:
-      embedding: [1 + n * n, D] float32, class token first.
-      grid: wanted side of the grid.
-
-    Returns:
-      [1 + grid * grid, D] float32.
-    """
-    class_token, patches = embedding[:1], embedding[1:]
-    side = round(len(patches) ** 0.5)
-    if side == grid:
-        return embedding
-    weights = _bicubic_weights(side, grid)
-    patches = patches.reshape(side, side, -1).astype(np.float64)
-    patches = np.einsum("Yy,Xx,yxd->YXd", weights, weights, patches, optimize=True)
-    patches = patches.reshape(grid * grid, -1).astype(embedding.dtype)
-    return np.concatenate([class_token, patches])
-
-
-def _bicubic_weights(source: int, target: int, a: float = -0.75) -> np.ndarray:
-    """[target, source] weights of cubic convolution (Keys 1981), PyTorch's a = -0.75."""
-    positions = (np.arange(target) + 0.5) * source / target - 0.5
-    first = np.floor(positions).astype(int) - 1
-    weights = np.zeros((target, source))
-    for offset in range(4):
-        x = np.abs(positions - (first + offset))
-        near = (a + 2) * x**3 - (a + 3) * x**2 + 1
-        far = a * (x**3 - 5 * x**2 + 8 * x - 4)
-        index = np.clip(first + offset, 0, source - 1)
-        np.add.at(weights, (np.arange(target), index), np.where(x <= 1, near, far))
-    return weights
-
-
-def hash_params(params: Any) -> str:
-    """SHA-256 over the names, dtypes, shapes and bytes of a parameter tree."""
-    digest = hashlib.sha256()
-    flat = flax.traverse_util.flatten_dict(params, sep="/")
-    for name in sorted(flat):
-        leaf = np.ascontiguousarray(flat[name])
-        digest.update(f"{name}:{leaf.dtype}:{leaf.shape}".encode())
-        digest.update(leaf.data)
-    return digest.hexdigest()
-
-
 def _image_statistics(description: EncoderDescription):
     """The mean and standard deviation that the checkpoint was trained with."""
     family = description.family
     path = description.folder and description.folder / "preprocessor_config.json"
     if not path or not path.is_file():
         return family.image_mean, family.image_std
-    stored = json.loads(path.read_text())
+    stored = _read_json(description.name, path)
     return (
-        tuple(stored.get("image_mean", family.image_mean)),
-        tuple(stored.get("image_std", family.image_std)),
+        tuple(stored.get("image_mean") or family.image_mean),
+        tuple(stored.get("image_std") or family.image_std),
     )
 
 
-def _read_weights(description: EncoderDescription) -> Any:
-    """The checkpoint's vision parameters as float32 numpy arrays, checked complete."""
-    name, family = description.name, description.family
-    folder = description.folder
-    if not Path(name).is_dir():
-        folder = _download_weights(name)
-    found = [file for file in WEIGHT_FILES if (folder / file).is_file()]
-    if not found:
-        raise UserError(
-            f"encoder.name={name!r}: {folder} holds none of {', '.join(WEIGHT_FILES)}; "
-            "PyTorch .bin files are not read: save the model with safetensors."
-        )
-    expected = jax.eval_shape(
-        family.module(description.hf_config).init,
-        jax.random.key(0),
-        jnp.zeros((1, *2 * [description.hf_config.image_size], 3)),
-    )["params"]
+def _read_json(name: str, path: Path) -> dict[str, Any]:
+    """A JSON object of a checkpoint's folder."""
     try:
-        params = _parse_weights(folder / found[0], family, expected)
-    except (OSError, ValueError, SafetensorError) as error:
+        values = json.loads(path.read_text())
+        if not isinstance(values, dict):
+            raise ValueError(f"it holds {values!r}")
+    except (OSError, ValueError) as error:
         raise UserError(
-            f"encoder.name={name!r}: {folder / found[0]} cannot be read ({error}); "
-            "copy or download it again."
+            f"encoder.name={name!r}: {path.parent} holds no readable {path.name} "
+            f"({error}); expected a folder in the Hugging Face layout."
         ) from None
-    expected = flax.traverse_util.flatten_dict(expected, sep="/")
-    params = flax.traverse_util.flatten_dict(params, sep="/")
-    problems = [key for key in expected if key not in params] + [
-        key
-        for key in expected
-        if key in params and params[key].shape != expected[key].shape
-    ]
-    if problems:
-        raise UserError(
-            f"encoder.name={name!r}: {folder / found[0]} does not fit its config.json: "
-            f"{len(problems)} parameters are missing or of another shape, "
-            f"first {problems[0]}."
-        )
-    params = {key: np.asarray(params[key], np.float32) for key in expected}
-    return flax.traverse_util.unflatten_dict(params, sep="/")
-
-
-def _parse_weights(path: Path, family: Family, expected: Any) -> Any:
-    """Reads a weight file into the Flax module's layout, without checking it."""
-    if path.suffix == ".msgpack":
-        return flax.serialization.msgpack_restore(path.read_bytes())
-    # The library's converter looks at nothing but the names and shapes of the module's
-    # parameters, so an abstract tree spares us a random initialisation.
-    layout = types.SimpleNamespace(
-        base_model_prefix=family.model.base_model_prefix, params=expected
-    )
-    return load_pytorch_checkpoint_in_flax_state_dict(layout, path, is_sharded=False)
-
-
-def _download_weights(name: str) -> Path:
-    for file in WEIGHT_FILES:
-        folder = _download(name, (*CONFIG_FILES, file))
-        if (folder / file).is_file():
-            return folder
-    return folder
-
-
-@functools.cache
-def _download(name: str, files: tuple[str, ...]) -> Path:
-    """Fetches files of a hub model into the local cache, or finds them there."""
-    try:
-        return Path(snapshot_download(name, allow_patterns=files, etag_timeout=HUB_TIMEOUT))
-    except hub_errors.RepositoryNotFoundError:
-        reason = "the model hub has no such model"
-    except hub_errors.HFValidationError:
-        reason = "there is no such folder, and it is no model name"
-    except (OSError, hub_errors.HfHubHTTPError) as error:
-        logger.debug("model hub: %s", error)
-        reason = "there is no such folder, and the model hub cannot be reached"
-    raise UserError(
-        f"encoder.name={name!r}: {reason}. Give the path of a local folder that holds "
-        f"config.json and {' or '.join(WEIGHT_FILES)}, for example "
-        f"--config.encoder.name={os.path.join('weights', Path(name).name)}."
-    )
+    return values

@@ -75,7 +75,7 @@ class MultiScaleEdges(nn.Module):
         fine = self.param("fine", fine_init, (3, 3, width))
         coarse = self.param("coarse", random, (5, 5, width))
         dilated = self.param("dilated", random, (3, 3, width))
-        kernel = coarse.at[1:4, 1:4].add(fine).at[::2, ::2].add(dilated)
+        kernel = jnp.asarray(coarse).at[1:4, 1:4].add(fine).at[::2, ::2].add(dilated)
         return depthwise(features, kernel)
 
 

@@ -6,16 +6,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-# Standard deviation of the initial weights (Dinomaly, Guo et al. 2025): small enough that
-# a block starts close to the identity.
+# Scale of the initial weights (Dinomaly, Guo et al. 2025): small enough that a block
+# starts close to the identity.
 INITIAL_SCALE = 0.01
 
 
 class Dense(nn.Dense):
     """`nn.Dense` over the last axis, as one matrix product over all other axes.
 
-    The same arithmetic, but XLA's CPU backend computes the weights' gradient about three
-    times faster when it contracts one axis instead of two (scripts/benchmark_dense.py).
+    The same arithmetic, but XLA's CPU backend computes the weights' gradient two to three
+    times faster when it contracts one axis instead of two (scripts/benchmark_layers.py).
     """
 
     kernel_init: nn.initializers.Initializer = nn.initializers.truncated_normal(

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.ndimage
 
-# Below this norm a vector has no direction, and its cosine distance is 1.
+# Where the product of two norms is below this, their angle means nothing: the cosine
+# distance goes to 1. A deviation below it counts as this.
 SMALLEST_NORM = 1e-8
 
 

@@ -19,10 +19,10 @@ from harmoniad_jax.model import backbone
 from harmoniad_jax.model.backbone import (
     describe_encoder,
     describe_untrained_clip,
-    hash_params,
     load_encoder,
-    resize_position_embedding,
 )
+from harmoniad_jax.model.position_embedding import resize_position_embedding
+from harmoniad_jax.model.weights import hash_params
 
 SIDE, PATCH, WIDTH, DEPTH = 16, 4, 8, 3
 TAPS, GROUPS = (1, 2, 3), ((1, 2), (3,))
@@ -427,7 +427,7 @@ def test_unreadable_preprocessing(checkpoint, tmp_path):
 
 def test_folder_without_weights(checkpoint, tmp_path):
     copy_config(checkpoint, tmp_path)
-    (tmp_path / "pytorch_model.bin").write_bytes(b"unread")
+    (tmp_path / "tf_model.h5").write_bytes(b"unread")
     with pytest.raises(UserError, match="flax_model.msgpack.*model.safetensors"):
         load(tmp_path)
 
