@@ -20,6 +20,7 @@ from harmoniad_jax.config import (
 )
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.model.backbone import EncoderDescription, describe_untrained_clip
+from harmoniad_jax.model.harmoniad import HarmoniAD
 from harmoniad_jax.training.checks import config_problems
 from harmoniad_jax.training.setup import resolve_config
 
@@ -570,3 +571,10 @@ def test_values_that_would_fail_or_be_useless_later_are_refused_now(path, value)
     config = with_field(changed(RIGHT, encoder__taps=()), path, value)
     with pytest.raises(UserError, match=f"config.{path} is"):
         resolve_config(config)
+
+
+def test_the_network_has_the_defaults_of_its_settings():
+    """They are written twice, so that model/ need not know the settings."""
+    defaults = Config().to_dict()["model"]
+    network = HarmoniAD()
+    assert {name: getattr(network, name) for name in defaults} == defaults
