@@ -60,7 +60,8 @@ class EncoderConfig:
     """The frozen image encoder."""
 
     # A CLIP or DINOv2 model: a name on the model hub, or a local folder that holds
-    # config.json and flax_model.msgpack or model.safetensors. "untrained": see below.
+    # config.json and flax_model.msgpack, model.safetensors or pytorch_model.bin.
+    # "untrained": see below.
     name: str = "openai/clip-vit-large-patch14-336"
     # Blocks to read features from, 1-based, shallow to deep. Empty: eight mid-depth
     # blocks, 3-10 of 12 or every second of 5-19 of 24.
@@ -214,11 +215,17 @@ FREE_ON_RESUME = (
     "data.threads",
     "data.check_images",
     "encoder.name",
-    "encoder.dtype",
     "train.log_every_steps",
     "train.checkpoint_every_steps",
     "train.keep_checkpoints",
-    "evaluation.",
+    "evaluation.batch_size",
+    "evaluation.map_side",
+    "evaluation.smoothing_sigma",
+    "evaluation.top_share",
+    "evaluation.fused_weight",
+    "evaluation.high_weight",
+    "evaluation.low_weight",
+    "evaluation.mask_rule",
 )
 
 
@@ -276,7 +283,7 @@ def differences(stored: Config, given: Config) -> list[str]:
     return [
         f"config.{name} is {after[name]!r} but was {before[name]!r}"
         for name in before
-        if before[name] != after[name] and not name.startswith(FREE_ON_RESUME)
+        if before[name] != after[name] and name not in FREE_ON_RESUME
     ]
 
 

@@ -21,7 +21,8 @@ def main() -> None:
         # Imported late: a mistake in the flags is reported without waiting for JAX.
         from harmoniad_jax.training.evaluation import evaluate_run
 
-        evaluate_run(Path(workdir.value), root=root.value, encoder=encoder.value)
+        folder = Path(workdir.value).expanduser()
+        evaluate_run(folder, root=root.value, encoder=encoder.value)
 
     cli.run(run)
 

@@ -25,7 +25,7 @@ def main() -> None:
         # Imported late: a mistake in the flags is reported without waiting for JAX.
         from harmoniad_jax.training.loop import train_and_evaluate
 
-        train_and_evaluate(settings, Path(workdir.value))
+        train_and_evaluate(settings, Path(workdir.value).expanduser())
 
     cli.run(run)
 

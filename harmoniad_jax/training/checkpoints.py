@@ -5,9 +5,10 @@ that is killed while saving leaves the previous one untouched.
 """
 
 import dataclasses
+import fcntl
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -53,7 +54,27 @@ class Identity:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Identity":
-        return cls(**{**values, "config": parse_config(values["config"])})
+        try:
+            config = parse_config(values["config"])
+        except UserError as error:
+            raise UserError(
+                f"the checkpoint was written by another version of this program: {error} "
+                "Use that version, or train anew in another --workdir."
+            ) from None
+        return cls(**{**values, "config": config})
+
+
+def _lock(directory: Path, workdir: Path) -> IO:
+    """Keeps a second process out of a run; the system lets go when this one ends."""
+    file = (directory / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise UserError(
+            f"another process is training in {workdir}; wait for it, or stop it first."
+        ) from None
+    return file
 
 
 def has_checkpoints(workdir: Path) -> bool:
@@ -80,6 +101,7 @@ class Checkpoints:
         except OSError as error:
             raise UserError(f"--workdir={workdir} cannot be made ({error}).") from None
         policies = ocp.checkpoint_managers
+        self._lock = None if read_only else _lock(self.directory, workdir)
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
@@ -96,6 +118,8 @@ class Checkpoints:
 
     def __exit__(self, *_) -> None:
         self._manager.close()
+        if self._lock is not None:
+            self._lock.close()
 
     @property
     def latest_step(self) -> int | None:

@@ -24,6 +24,7 @@ from harmoniad_jax.training.step import measure_statistics
 
 logger = logging.getLogger(__name__)
 
+CONFIG_FILE = "config.json"
 RESULTS_FILE = "results.json"
 
 
@@ -46,16 +47,23 @@ def evaluate_run(
     with Checkpoints(workdir, read_only=True) as checkpoints:
         stored = checkpoints.read_identity()
         config = stored.config.to_dict()
+        # What training was last called with: these settings may have changed since.
+        config["evaluation"] = json.loads((workdir / CONFIG_FILE).read_text())["evaluation"]
         if root is not None:
             config["data"]["root"] = root
         if encoder is not None:
             config["encoder"]["name"] = encoder
         run = prepare_run(parse_config(config))
-        identity = Identity.of(run.config, run.encoder, run.dataset.train_fingerprint)
-        check_identity(stored, identity, workdir)
         state, _ = checkpoints.restore(jax.eval_shape(run.initial_state), run.mesh)
+        finished = int(state.step) == run.config.train.num_steps
+        # A finished run has seen its training images: they may change or go.
+        fingerprint = (
+            stored.train_fingerprint if finished else run.dataset.train_fingerprint
+        )
+        identity = Identity.of(run.config, run.encoder, fingerprint)
+        check_identity(stored, identity, workdir)
     encoder_params = replicate(run.mesh, run.encoder.params)
-    if int(state.step) < run.config.train.num_steps:
+    if not finished:
         logger.info(
             "step %d of %d: training is not finished, calibrating the maps now",
             int(state.step),
@@ -163,6 +171,7 @@ def _batches(
     run: Run, records: Sequence[Record], title: str
 ) -> Iterator[tuple[jax.Array, np.ndarray]]:
     """Batches of images on the devices, and which rows of each are real."""
+    logger.info("%s: %d images", title, len(records))
     batch_size = run.config.evaluation.batch_size
     batches = evaluation_batches(
         records,

@@ -21,7 +21,7 @@ from harmoniad_jax.training.checkpoints import (
     check_identity,
     has_checkpoints,
 )
-from harmoniad_jax.training.evaluation import calibrate, evaluate
+from harmoniad_jax.training.evaluation import CONFIG_FILE, calibrate, evaluate
 from harmoniad_jax.training.optimizer import learning_rate_schedule
 from harmoniad_jax.training.setup import Run, prepare_run
 from harmoniad_jax.training.sharding import batched, replicate, replicated, shard_batch
@@ -29,7 +29,6 @@ from harmoniad_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
 
-CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
 
@@ -50,6 +49,7 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     identity = Identity.of(run.config, run.encoder, run.dataset.train_fingerprint)
     resumes = has_checkpoints(workdir)
     if not resumes and run.config.data.check_images:
+        logger.info("checking that every image can be read")
         check_images([*run.dataset.train, *run.dataset.test])
     with Checkpoints(workdir, keep=run.config.train.keep_checkpoints) as checkpoints:
         if resumes:
@@ -141,10 +141,10 @@ def _train(
             images = shard_batch(run.mesh, next(batches))
             state, metrics = train_step(state, encoder_params, images)
             writer.step(step, metrics)
-            if step == last:
-                state = calibrate(run, state, encoder_params)
-            if step == last or step % settings.checkpoint_every_steps == 0:
+            if step < last and step % settings.checkpoint_every_steps == 0:
                 checkpoints.save(state, batches.get_state(), identity)
+    state = calibrate(run, state, encoder_params)
+    checkpoints.save(state, batches.get_state(), identity)
     return state
 
 

@@ -95,11 +95,11 @@ def resolve_config(config: Config) -> tuple[Config, EncoderDescription]:
       UserError: listing every mistake.
     """
     # Cheapest first: the encoder may have to be asked for over the network.
-    raise_problems(data_problems(config))
     num_devices = jax.device_count()
+    missing_data = data_problems(config)
     problems = setting_problems(config, num_devices)
-    if any("encoder.untrained" in problem for problem in problems):
-        raise_problems(problems)
+    if missing_data or any("encoder.untrained" in problem for problem in problems):
+        raise_problems(missing_data + problems)
     try:
         description = describe(config)
     except UserError as error:
@@ -148,7 +148,13 @@ def open_dataset(config: Config) -> Dataset:
     if data.source == "demo":
         root = root if data.root else cache_folder() / f"demo-{drawing_version()}"
         logger.info("demo images are in %s", root)
-        synthetic.write_demo_dataset(root)
+        try:
+            synthetic.write_demo_dataset(root)
+        except OSError as error:
+            raise UserError(
+                f"the demo images cannot be written ({error}); give another folder with "
+                "--config.data.root=FOLDER."
+            ) from None
     return folder_dataset(root, data.categories)
 
 
