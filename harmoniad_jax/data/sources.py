@@ -11,18 +11,22 @@ also be a single category.
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from PIL import Image
 from tqdm import tqdm
 
 from harmoniad_jax.data.preprocess import read_image, read_mask, read_size
 from harmoniad_jax.data.records import GOOD, Dataset, Record
 from harmoniad_jax.errors import UserError
 
+Image.init()  # fills the tables of formats
 IMAGE_SUFFIXES = frozenset(
-    (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
+    suffix
+    for suffix, image_format in Image.registered_extensions().items()
+    if image_format in Image.OPEN
 )
 MASK_SUFFIX = re.compile("_mask$", re.IGNORECASE)
 # Sides of a mask may be rounded when a data set was scaled down.
@@ -64,12 +68,16 @@ def folder_dataset(root: Path, categories: Sequence[str] = ()) -> Dataset:
 
     train: list[Record] = []
     test: list[Record] = []
-    problems: list[str] = []
+    problems = [] if categories else _misplaced_images(root, folders)
     for name in sorted(set(categories) or folders):
         folder = folders[name]
         images = _images(folder / "train" / GOOD)
         if not images:
             problems.append(f"{folder / 'train' / GOOD} holds no image to learn from")
+        problems += [
+            f"{folder / 'train' / GOOD / child} is a folder; put its images beside it"
+            for child in _subfolders(folder / "train" / GOOD)
+        ]
         train += [Record(image, name) for image in images]
         records, mask_problems = _test_records(folder, name)
         test += records
@@ -112,6 +120,17 @@ def _category_folders(root: Path) -> dict[str, Path]:
     if is_category(root):
         return {root.resolve().name: root}
     return {name: root / name for name in _subfolders(root) if is_category(root / name)}
+
+
+def _misplaced_images(root: Path, folders: Mapping[str, Path]) -> list[str]:
+    """Folders beside the categories whose images would be passed over."""
+    if root in folders.values():
+        return []
+    return [
+        f"{root / name} holds images but no train/{GOOD}"
+        for name in _subfolders(root)
+        if name not in folders and any(map(_is_image, (root / name).rglob("*")))
+    ]
 
 
 def _test_records(folder: Path, category: str) -> tuple[list[Record], list[str]]:
@@ -173,11 +192,11 @@ def _images(folder: Path) -> list[Path]:
     """Image files by suffix, sorted; anything else (Thumbs.db, notes) is passed over."""
     if not folder.is_dir():
         return []
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-    )
+    return sorted(path for path in folder.iterdir() if _is_image(path))
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
 def _raise_problems(problems: Sequence[str]) -> None:

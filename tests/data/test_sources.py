@@ -1,5 +1,7 @@
 """Listing a folder in the MVTec layout, and what is said of one that is wrong."""
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -390,3 +392,28 @@ def test_fingerprint_changes_with_the_training_images(root):
 def test_categories_are_those_that_are_trained_on():
     records = [Record(None, name) for name in ("b", "a", "b")]
     assert Dataset(train=records, test=[]).categories == ("a", "b")
+
+
+def test_images_that_would_be_passed_over_are_a_problem(products, tmp_path):
+    root = tmp_path / "photos"
+    shutil.copytree(products, root)
+    image = next((root / "tablet" / "train" / "good").iterdir())
+    for place in ("cap/good", "lid/Train/good", "tablet/train/good/day2"):
+        (root / place).mkdir(parents=True)
+        shutil.copy(image, root / place)
+    with pytest.raises(UserError) as error:
+        folder_dataset(root)
+    for place in ("cap holds", "lid holds", "day2 is a folder"):
+        assert place in str(error.value)
+    # Chosen by name, the other folders are nobody's business.
+    shutil.rmtree(root / "tablet" / "train" / "good" / "day2")
+    assert folder_dataset(root, ("tablet",)).categories == ("tablet",)
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".gif", ".jp2", ".tga"])
+def test_any_format_that_can_be_read_is_an_image(products, tmp_path, suffix):
+    folder = tmp_path / "cap" / "train" / "good"
+    folder.mkdir(parents=True)
+    image = next((products / "tablet" / "train" / "good").iterdir())
+    Image.open(image).save((folder / "000").with_suffix(suffix))
+    assert len(folder_dataset(tmp_path).train) == 1
