@@ -18,12 +18,15 @@ find_python() {
 }
 
 python=$(find_python)
-# The mark is written last, so that an interrupted installation is repeated.
-mark=.venv/installed-from
-if ! cmp -s setup.cfg "$mark"; then
+# The mark is written last, so that an interrupted installation is repeated. It names the
+# folder too: a virtual environment that was moved does not work.
+mark=.venv/installed
+wanted="$PWD $(cksum < setup.cfg)"
+if [ "$(cat "$mark" 2> /dev/null)" != "$wanted" ]; then
     echo "Installing into .venv with $("$python" --version) ..."
-    "$python" -m venv --clear .venv
+    # Over what is there: an accelerator's packages stay installed.
+    "$python" -m venv .venv
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
-    cp setup.cfg "$mark"
+    echo "$wanted" > "$mark"
 fi
 source .venv/bin/activate
