@@ -88,8 +88,9 @@ def _quote_names(argv: Sequence[str]) -> list[str]:
     quoted = []
     for argument in argv:
         match = OVERRIDE.match(argument)
-        if match and match["path"] in lists and not (match["value"] or "").startswith("("):
-            names = tuple(filter(None, (match["value"] or "").split(",")))
+        value = match and match["path"] in lists and match["value"]
+        if isinstance(value, str) and not value.startswith("("):
+            names = tuple(filter(None, value.split(",")))
             argument = f"--config.{match['path']}={names!r}"
         quoted.append(argument)
     return quoted

@@ -59,7 +59,8 @@ class Gscm(nn.Module):
       heads: attention heads, a divisor of D.
       dropout: of the bottlenecks.
       global_context: see `GscmBlock`.
-      decimate: work at half resolution; a low band does not need more.
+      decimate: work at half resolution, a quarter of the cost; a band below half of
+        Nyquist loses little.
     """
 
     depth: int

@@ -46,7 +46,7 @@ def find_checkpoint(name: str) -> Path:
     Raises:
       UserError: there is no such folder, and the hub does not help.
     """
-    return Path(name) if Path(name).is_dir() else _download(name, CONFIG_FILES)
+    return _local_folder(name) or _download(name, CONFIG_FILES)
 
 
 def read_weights(name: str, prefix: str, expected: Any) -> Any:
@@ -64,7 +64,7 @@ def read_weights(name: str, prefix: str, expected: Any) -> Any:
     Raises:
       UserError: no weight file, a damaged one, or one that does not fit.
     """
-    folder = Path(name) if Path(name).is_dir() else _download_weights(name)
+    folder = _local_folder(name) or _download_weights(name)
     files = [folder / file for file in WEIGHT_FILES if (folder / file).is_file()]
     if not files:
         raise UserError(
@@ -92,6 +92,11 @@ def read_weights(name: str, prefix: str, expected: Any) -> Any:
         )
     params = {key: np.asarray(params[key], np.float32) for key in expected}
     return flax.traverse_util.unflatten_dict(params, sep="/")
+
+
+def _local_folder(name: str) -> Path | None:
+    folder = Path(name).expanduser()
+    return folder if folder.is_dir() else None
 
 
 def _parse(path: Path, prefix: str, expected: Any) -> Any:
