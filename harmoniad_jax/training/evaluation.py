@@ -54,14 +54,14 @@ def evaluate_run(
         if encoder is not None:
             config["encoder"]["name"] = encoder
         run = prepare_run(parse_config(config))
-        state, _ = checkpoints.restore(jax.eval_shape(run.initial_state), run.mesh)
-        finished = int(state.step) == run.config.train.num_steps
+        finished = checkpoints.latest_step == run.config.train.num_steps
         # A finished run has seen its training images: they may change or go.
         fingerprint = (
             stored.train_fingerprint if finished else run.dataset.train_fingerprint
         )
         identity = Identity.of(run.config, run.encoder, fingerprint)
         check_identity(stored, identity, workdir)
+        state, _ = checkpoints.restore(jax.eval_shape(run.initial_state), run.mesh)
     encoder_params = replicate(run.mesh, run.encoder.params)
     if not finished:
         logger.info(
