@@ -74,16 +74,16 @@ class Steps:
         comparisons = self.model.apply(
             {"params": params}, features, train=True, rngs={"dropout": key}
         )
-        weights = {
-            "fused": 1.0,
-            "high": self.loss.high_weight,
-            "low": self.loss.low_weight,
-        }
-        if len(comparisons) == 1:
-            # The only band of an ablation is what it is scored on, whatever its weight.
-            weights = dict.fromkeys(comparisons, 1.0)
+        weights = self._weights(1.0, self.loss.high_weight, self.loss.low_weight)
         loss, parts = total_loss(comparisons, weights, mining)
         return loss, {"loss": loss} | {f"loss_{k}": v for k, v in parts.items()}
+
+    def _weights(self, fused: float, high: float, low: float) -> dict[str, float]:
+        """The weight of each comparison; an ablation's only one counts whatever it is."""
+        names = self.model.comparison_names
+        if len(names) == 1:
+            return dict.fromkeys(names, 1.0)
+        return {"fused": fused, "high": high, "low": low}
 
     def distance_step(
         self, params: Any, encoder_params: Any, images: jax.Array
@@ -115,14 +115,10 @@ class Steps:
           `Prediction`: maps [B, S', S'] and scores [B], float32.
         """
         settings = self.evaluation
-        weights = {
-            "fused": settings.fused_weight,
-            "high": settings.high_weight,
-            "low": settings.low_weight,
-        }
+        weights = self._weights(
+            settings.fused_weight, settings.high_weight, settings.low_weight
+        )
         maps = self.distance_step(params, encoder_params, images)
-        if len(maps) == 1:
-            weights = dict.fromkeys(maps, 1.0)
         fused = scoring.standardise(maps, statistics, weights)
         maps = scoring.upsample(fused, settings.map_side, settings.smoothing_sigma)
         return Prediction(maps, scoring.image_scores(maps, settings.top_share))
