@@ -24,7 +24,7 @@ class DataConfig:
     """The images to train and test on."""
 
     # Where they come from: "folder" (a folder in the MVTec layout), "demo" (procedural
-    # images, drawn once), or the name of a prepared data set (see `SOURCES`).
+    # images, drawn once), or the name of a prepared data set (see `training/checks.py`).
     source: str = "folder"
     # The folder that holds the categories; for "demo", the folder to draw them in (empty:
     # the user's cache folder).
