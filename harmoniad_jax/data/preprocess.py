@@ -5,12 +5,14 @@ evaluation and prediction alike. It gives 8-bit pixels: the encoder itself subtr
 mean and divides by its deviation on the device, which moves a quarter of the bytes.
 """
 
+import io
 from pathlib import Path
 
 import numpy as np
 import scipy.ndimage
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from harmoniad_jax.data.records import ImageFile
 from harmoniad_jax.errors import UserError
 
 MASK_RULES = ("half", "any")
@@ -27,13 +29,13 @@ UNREADABLE = (
 )
 
 
-def read_image(path: Path) -> np.ndarray:
+def read_image(file: ImageFile) -> np.ndarray:
     """Decodes an image file: [H0, W0, 3] uint8 RGB, upright; greyscale is repeated.
 
     Raises:
       UserError: the file is missing, truncated or no image.
     """
-    image, _ = _open(path)
+    image, _ = _open(file)
     if image.mode.startswith(("I", "F")):
         image = _to_eight_bits(image)
     if image.mode == "P":
@@ -42,7 +44,7 @@ def read_image(path: Path) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
-def read_mask(path: Path) -> np.ndarray:
+def read_mask(file: ImageFile) -> np.ndarray:
     """Decodes a mask file: [H0, W0] bool, upright; True where it is not black.
 
     Masks hold 255 in some data sets and small class numbers in others, so any value but
@@ -51,7 +53,7 @@ def read_mask(path: Path) -> np.ndarray:
     Raises:
       UserError: the file is missing, truncated or no image.
     """
-    image, file_format = _open(path)
+    image, file_format = _open(file)
     pixels = np.asarray(image)
     if image.mode not in ("1", "L") and not image.mode.startswith(("I", "F")):
         colours = np.asarray(image.convert("RGBA").convert("RGB"))
@@ -133,14 +135,16 @@ def averaging_matrix(pixels: int, cells: int) -> np.ndarray:
     return (np.maximum(last - first, 0.0) * cells / pixels).astype(np.float32)
 
 
-def _open(path: Path) -> tuple[Image.Image, str | None]:
+def _open(file: ImageFile) -> tuple[Image.Image, str | None]:
     """Decodes the first frame of an image file, upright; and the file's format."""
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(file.read_bytes())) as image:
             image.load()
             return ImageOps.exif_transpose(image), image.format
     except UNREADABLE as error:
-        raise UserError(f"{path} cannot be read as an image ({error})") from None
+        # Pillow names the buffer where it knows no format.
+        reason = "unknown format" if "BytesIO" in str(error) else error
+        raise UserError(f"{file} cannot be read as an image ({reason})") from None
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:

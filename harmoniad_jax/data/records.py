@@ -1,29 +1,63 @@
 """What one image of a data set is, before any pixel is read."""
 
 import dataclasses
+import difflib
 import hashlib
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Collection, Mapping, Sequence
+from typing import Protocol
+
+from harmoniad_jax.errors import UserError
 
 GOOD = "good"
 
 
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """One image on disk and what is known of it.
+class ImageFile(Protocol):
+    """An encoded image somewhere: a `Path`, or an entry of a prepared data set.
 
-    Attributes:
-      image: the image file.
-      category: product class.
-      defect: name of the defect, `GOOD` where there is none.
-      mask: ground-truth mask file; None for good images, and for defective ones whose
-        mask is lost.
+    `str` of it is what a message calls it.
     """
 
-    image: Path
+    @property
+    def name(self) -> str:
+        """File name without folders."""
+
+    def read_bytes(self) -> bytes:
+        """The encoded image, as it was shipped."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedImage:
+    """An encoded image in memory."""
+
+    name: str
+    data: bytes = dataclasses.field(repr=False)
+
+    def read_bytes(self) -> bytes:
+        return self.data
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One image and what is known of it.
+
+    Attributes:
+      image: the encoded image.
+      category: product class; "DATA_SET/CLASS" where several data sets are joined.
+      defect: name of the defect, `GOOD` where there is none.
+      mask: encoded ground-truth mask; None for good images, and for defective ones whose
+        mask is lost.
+      sha256: of the encoded image, where it is known without reading the image; such an
+        image was found readable when its data set was prepared.
+    """
+
+    image: ImageFile
     category: str
     defect: str = GOOD
-    mask: Path | None = None
+    mask: ImageFile | None = None
+    sha256: str | None = None
 
     @property
     def is_anomalous(self) -> bool:
@@ -52,3 +86,50 @@ class Dataset:
         """SHA-256 of the training images' names, in order: what a resumed run needs."""
         names = "\n".join(record.key for record in self.train)
         return hashlib.sha256(names.encode()).hexdigest()
+
+    def select(self, categories: Collection[str]) -> "Dataset":
+        """The same data set with these categories only."""
+        return Dataset(
+            train=[record for record in self.train if record.category in categories],
+            test=[record for record in self.test if record.category in categories],
+        )
+
+
+def join(datasets: Mapping[str, Dataset]) -> Dataset:
+    """One data set of several, whose categories are called DATA_SET/CLASS."""
+
+    def renamed(name: str, records: Sequence[Record]) -> list[Record]:
+        return [
+            dataclasses.replace(record, category=f"{name}/{record.category}")
+            for record in records
+        ]
+
+    return Dataset(
+        train=[r for name, part in datasets.items() for r in renamed(name, part.train)],
+        test=[r for name, part in datasets.items() for r in renamed(name, part.test)],
+    )
+
+
+def check_categories(
+    wanted: Collection[str], there: Collection[str], where: object, advice: str = ""
+) -> None:
+    """Refuses categories that are not there.
+
+    Args:
+      wanted: names that the user gave.
+      there: names that exist.
+      where: what holds them, for the message.
+      advice: what to do next, for the message.
+
+    Raises:
+      UserError: listing what is there.
+    """
+    unknown = [name for name in wanted if name not in there]
+    if not unknown:
+        return
+    close = difflib.get_close_matches(unknown[0], there, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise UserError(
+        f"data.categories names {', '.join(map(repr, unknown))}, which {where} does not "
+        f"hold; there are {', '.join(sorted(there))}.{hint}{advice and ' ' + advice}"
+    )

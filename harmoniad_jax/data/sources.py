@@ -9,7 +9,6 @@
 also be a single category.
 """
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from harmoniad_jax.data.preprocess import read_image, read_mask, read_size
-from harmoniad_jax.data.records import GOOD, Dataset, Record
+from harmoniad_jax.data.records import GOOD, Dataset, Record, check_categories
 from harmoniad_jax.errors import UserError
 
 Image.init()  # fills the tables of formats
@@ -57,14 +56,7 @@ def folder_dataset(root: Path, categories: Sequence[str] = ()) -> Dataset:
             f"data.root={str(root)!r} holds no category; expected "
             "CATEGORY/train/good/ with images below it."
         )
-    unknown = [name for name in categories if name not in folders]
-    if unknown:
-        close = difflib.get_close_matches(unknown[0], folders, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise UserError(
-            f"data.categories names {', '.join(map(repr, unknown))}, which "
-            f"{root} does not hold; there are {', '.join(sorted(folders))}.{hint}"
-        )
+    check_categories(categories, folders, root)
 
     train: list[Record] = []
     test: list[Record] = []

@@ -1,0 +1,188 @@
+"""Prepares the public data sets for training, from what was downloaded by hand.
+
+    python -m tfds_builders.prepare mvtec_ad visa btad --manual_dir ~/Downloads
+
+Reads the original archives, or folders extracted from them, and writes checked records to
+--data_dir. A data set that is prepared already is left alone.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import logging
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+from absl import logging as absl_logging
+from tensorflow_datasets.core import constants
+
+from harmoniad_jax.errors import UserError
+from tfds_builders import BUILDERS
+from tfds_builders.anomaly_builder import (
+    AnomalyBuilder,
+    data_archives,
+    data_folders,
+    missing,
+)
+
+logger = logging.getLogger(__name__)
+
+USER_ERROR_STATUS = 2
+INTERRUPTED_STATUS = 130  # as a shell reports SIGINT
+# How TFDS begins the name of a folder that is being written.
+INCOMPLETE = constants.INCOMPLETE_PREFIX
+
+
+def prepare(
+    name: str, manual_dir: str = "", data_dir: str = "", *, overwrite: bool = False
+) -> Path:
+    """Prepares a data set, unless it is there.
+
+    A second process that prepares the same one at the same time waits for the first.
+
+    Args:
+      name: of the builder.
+      manual_dir: where the archives or folders are; TFDS's own default if empty.
+      data_dir: where prepared data sets are; TFDS's own default if empty.
+      overwrite: prepare it anew even if it is there.
+
+    Returns:
+      The folder of the prepared data set.
+
+    Raises:
+      UserError: nothing to prepare it from, a damaged or unsafe archive, a damaged
+        image, or no room. Nothing half-prepared is left then.
+    """
+    builder = make_builder(name, data_dir)
+    target = Path(builder.data_dir)
+    if builder.is_prepared() and not overwrite:
+        return target
+    problem = missing_data(name, manual_dir, data_dir, overwrite=overwrite)
+    if problem:
+        raise UserError(problem)
+    manual = manual_folder(manual_dir, data_dir)
+    config = tfds.download.DownloadConfig(manual_dir=manual)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(target.parent), _quiet_tfds():
+            for leftover in target.parent.glob(f"{INCOMPLETE}*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            with _set_aside(target) if overwrite else contextlib.nullcontext():
+                # Made anew: another process may have been first.
+                builder = make_builder(name, data_dir)
+                builder.show_progress = True
+                builder.download_and_prepare(download_config=config)
+    except OSError as error:
+        raise UserError(f"{name} cannot be prepared in {target} ({error}).") from None
+    sizes = [f"{split.num_examples} {key}" for key, split in builder.info.splits.items()]
+    logger.info("%s: %s images in %s", name, " and ".join(sizes), target)
+    return target
+
+
+def missing_data(
+    name: str, manual_dir: str = "", data_dir: str = "", *, overwrite: bool = False
+) -> str:
+    """What to download and where to put it; empty if the data set can be had."""
+    if make_builder(name, data_dir).is_prepared() and not overwrite:
+        return ""
+    manual, builder = manual_folder(manual_dir, data_dir), BUILDERS[name]
+    if data_folders(builder, manual) or data_archives(builder, manual):
+        return ""
+    return missing(builder, manual)
+
+
+def make_builder(name: str, data_dir: str = "") -> AnomalyBuilder:
+    """The builder of a data set."""
+    return BUILDERS[name](data_dir=str(Path(data_dir).expanduser()) if data_dir else None)
+
+
+def manual_folder(manual_dir: str, data_dir: str) -> Path:
+    """The manual directory; TFDS's own default if none is named."""
+    if manual_dir:
+        return Path(manual_dir).expanduser()
+    root = Path(data_dir).expanduser() if data_dir else Path(tfds.core.constants.DATA_DIR)
+    return root.expanduser() / "downloads" / "manual"
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Lets one process at a time prepare a data set; freed when a process ends."""
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info("waiting for another process that prepares %s", folder)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _set_aside(target: Path) -> Iterator[None]:
+    """Keeps prepared data until its successor is complete."""
+    old = target.with_name(f"{INCOMPLETE}old_{target.name}")
+    if target.exists():
+        target.rename(old)
+    try:
+        yield
+    except BaseException:
+        if old.exists():
+            old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _quiet_tfds() -> Iterator[None]:
+    """Silences bars without a total and sizes unknown; the builders show their own."""
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(None):
+            yield
+    finally:
+        tfds.enable_progress_bar()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command's entry point."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tfds_builders.prepare",
+        description="Prepares public data sets from what was downloaded by hand.",
+    )
+    parser.add_argument(
+        "names", nargs="+", choices=list(BUILDERS), metavar="NAME", help=", ".join(BUILDERS)
+    )
+    parser.add_argument(
+        "--manual_dir",
+        default="",
+        help="folder of the archives (default: downloads/manual of data_dir)",
+    )
+    parser.add_argument(
+        "--data_dir", default="", help="folder of prepared data sets (default: TFDS's own)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="prepare anew")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("tfds_builders").setLevel(logging.INFO)
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    try:
+        for name in options.names:
+            path = prepare(
+                name,
+                options.manual_dir,
+                options.data_dir,
+                overwrite=options.overwrite,
+            )
+            print(f"{name} is prepared in {path}")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR_STATUS)
+    except KeyboardInterrupt:
+        print("interrupted; nothing half-prepared was left", file=sys.stderr)
+        sys.exit(INTERRUPTED_STATUS)
+
+
+if __name__ == "__main__":
+    main()
