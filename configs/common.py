@@ -17,10 +17,10 @@ def get_config() -> ConfigDict:
     return default_config()
 
 
-def dataset_config(source: str) -> ConfigDict:
-    """The paper's setting on one prepared data set."""
+def dataset_config(*names: str) -> ConfigDict:
+    """The paper's setting on public data sets, in one model."""
     config = get_config()
-    config.data.source = source
+    config.data.sources = names
     return config
 
 

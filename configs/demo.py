@@ -10,7 +10,7 @@ from configs import common
 
 def get_config():
     config = common.get_config()
-    config.data.source = "demo"
+    config.data.sources = ("demo",)
     config.data.image_side = 128
     config.encoder.name = "untrained"
     config.model.head_width = 32

@@ -46,10 +46,11 @@ def _configure_logging() -> None:
     """Our own messages as plain lines; of the libraries' only what is wrong."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
-    ours = logging.getLogger("harmoniad_jax")
-    ours.addHandler(handler)
-    ours.setLevel(logging.INFO)
-    ours.propagate = False
+    for name in ("harmoniad_jax", "tfds_builders"):
+        ours = logging.getLogger(name)
+        ours.addHandler(handler)
+        ours.setLevel(logging.INFO)
+        ours.propagate = False
     absl_logging.set_verbosity(absl_logging.ERROR)
 
 

@@ -24,18 +24,26 @@ class DataConfig:
     """The images to train and test on."""
 
     # Where they come from: "folder" (a folder in the MVTec layout), "demo" (procedural
-    # images, drawn once), or the name of a prepared data set (see `training/checks.py`).
-    source: str = "folder"
+    # images, drawn once), or a public data set: "mvtec_ad", "visa", "btad". Several are
+    # joined, and their categories are then called SOURCE/CATEGORY.
+    sources: tuple[str, ...] = ("folder",)
     # The folder that holds the categories; for "demo", the folder to draw them in (empty:
     # the user's cache folder).
     root: str = ""
+    # Where prepared public data sets are; empty: TFDS's own, ~/tensorflow_datasets.
+    data_dir: str = ""
+    # Where what was downloaded by hand is, to prepare them from; empty: downloads/manual
+    # of `data_dir`.
+    manual_dir: str = ""
     # The categories to take; all that are there if empty.
     categories: tuple[str, ...] = ()
+    # Train on every category equally often, however many images it has.
+    class_balanced: bool = False
     # Side S of the encoder's square input in pixels, a multiple of its patch. 0: the side
     # CLIP was trained at, or 16 patches for DINOv2.
     image_side: int = 0
-    # Threads that decode and scale images in each process.
-    threads: int = 2
+    # Threads that decode and scale images in each process. 0: one for each core.
+    threads: int = 0
     # Decode every image once before training, so that a damaged one is found at the
     # start and not hours later.
     check_images: bool = True
@@ -189,8 +197,24 @@ class EvaluationConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class CacheConfig:
+    """Features of the training images on disk: each is encoded once, for all runs."""
+
+    # Encode all training images before the first step, and train on what was stored.
+    enabled: bool = True
+    # Where they are stored; empty: the user's cache folder.
+    folder: str = ""
+    # The size that the folder is kept below: the features that were not used for longest
+    # are removed. A data set that does not fit alone is trained on without the cache.
+    max_gigabytes: float = 100.0
+    # "float16", or "float32" for twice the size and no rounding.
+    dtype: str = "float16"
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     data: DataConfig = DataConfig()
+    cache: CacheConfig = CacheConfig()
     encoder: EncoderConfig = EncoderConfig()
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
@@ -212,8 +236,14 @@ class Config:
 # encoder and the images are compared by content, so that both may be moved.
 FREE_ON_RESUME = (
     "data.root",
+    "data.data_dir",
+    "data.manual_dir",
     "data.threads",
     "data.check_images",
+    # Stored features differ from fresh ones by their rounding alone.
+    "cache.enabled",
+    "cache.folder",
+    "cache.max_gigabytes",
     "encoder.name",
     "train.log_every_steps",
     "train.checkpoint_every_steps",

@@ -1,6 +1,8 @@
 """Evaluates the latest checkpoint of a run, with the settings that it was trained with.
 
-python -m harmoniad_jax.evaluate --workdir runs/a [--root photos] [--encoder weights]
+    python -m harmoniad_jax.evaluate --workdir runs/a
+
+Its images and encoder may have moved: [--root photos] [--data_dir tfds] [--encoder weights]
 """
 
 from pathlib import Path
@@ -13,8 +15,9 @@ from harmoniad_jax import cli
 def main() -> None:
     """The command's entry point."""
     workdir = flags.DEFINE_string("workdir", None, "Folder of the run.")
-    root = flags.DEFINE_string("root", None, "Where the images are now, if they moved.")
-    encoder = flags.DEFINE_string("encoder", None, "Where the encoder is, if it moved.")
+    root = flags.DEFINE_string("root", None, "Where the folder of images is now.")
+    data_dir = flags.DEFINE_string("data_dir", None, "Where prepared data sets are now.")
+    encoder = flags.DEFINE_string("encoder", None, "Where the encoder is now.")
     flags.mark_flags_as_required(["workdir"])
 
     def run() -> None:
@@ -22,7 +25,9 @@ def main() -> None:
         from harmoniad_jax.training.evaluation import evaluate_run
 
         folder = Path(workdir.value).expanduser()
-        evaluate_run(folder, root=root.value, encoder=encoder.value)
+        evaluate_run(
+            folder, root=root.value, data_dir=data_dir.value, encoder=encoder.value
+        )
 
     cli.run(run)
 

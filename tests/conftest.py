@@ -15,6 +15,8 @@ os.environ["XLA_FLAGS"] = (
 # Many tests compile the same tiny run: once is enough, in this process or another.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="harmoniad-tests-")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+# Nothing of the user's own caches is read or written.
+os.environ["XDG_CACHE_HOME"] = os.environ["JAX_COMPILATION_CACHE_DIR"]
 # A test that needs the model hub is a mistake; it shall fail at once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 

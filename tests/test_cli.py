@@ -248,10 +248,14 @@ def test_root_that_does_not_exist(tmp_path, workdir):
     assert "train/good" in line
 
 
-def test_data_set_without_builder(workdir):
-    line = error_of("train", "--config", "configs/mvtec.py", "--workdir", workdir)
-    assert "no builder" in line
-    assert "configs/folder.py:root=" in line
+def test_public_data_set_that_is_not_there(workdir, tmp_path):
+    line = error_of(
+        *("train", "--config", "configs/mvtec.py", "--workdir", workdir),
+        f"--config.data.data_dir={tmp_path}",
+    )
+    assert str(tmp_path / "downloads" / "manual") in line
+    assert "Download mvtec_anomaly_detection.tar.xz" in line
+    assert "--config.data.manual_dir=DIR" in line
 
 
 def test_encoder_that_does_not_exist(products, tmp_path, workdir):

@@ -262,7 +262,12 @@ def test_the_hash_is_twelve_hexadecimal_digits_of_the_values():
 
 FREE = (
     "data.root",
+    "data.data_dir",
+    "data.manual_dir",
     "data.threads",
+    "cache.enabled",
+    "cache.folder",
+    "cache.max_gigabytes",
     "data.check_images",
     "encoder.name",
     "train.log_every_steps",
@@ -344,7 +349,7 @@ def test_every_config_file_shows_its_command(name):
 def test_data_set_configs_name_their_data_set():
     expected = {"mvtec": "mvtec_ad", "visa": "visa", "btad": "btad"}
     for name, source in expected.items():
-        assert config_of(name)().data.source == source
+        assert config_of(name)().data.sources == (source,)
 
 
 def test_config_files_do_not_share_their_values():
@@ -355,7 +360,7 @@ def test_config_files_do_not_share_their_values():
 
 def test_folder_takes_root_and_encoder():
     config = parse_config(config_of("folder")("root=photos,encoder=weights/a=b"))
-    assert (config.data.source, config.data.root) == ("folder", "photos")
+    assert (config.data.sources, config.data.root) == (("folder",), "photos")
     assert config.encoder.name == "weights/a=b"
 
 
@@ -402,12 +407,16 @@ RIGHT = changed(
 )
 
 MISTAKES = [
-    ("data.source", "mvtec", "allowed are folder, demo, mvtec_ad, visa, btad"),
+    ("data.sources", ("mvtec",), "allowed are folder, demo, mvtec_ad, visa, btad"),
+    ("data.sources", (), "name each source once"),
+    ("data.sources", ("visa", "visa"), "name each source once"),
     ("data.root", "", "give the folder that holds the categories"),
     ("data.image_side", 60, "multiple of the encoder's patch, 8, for example 64"),
     ("data.image_side", 8, "for example 16"),
     ("data.image_side", -64, "for example 16"),
-    ("data.threads", 0, "at least 1"),
+    ("data.threads", -1, "must not be negative"),
+    ("cache.dtype", "bfloat16", "allowed are float16, float32"),
+    ("cache.max_gigabytes", 0.0, "greater than 0"),
     ("encoder.dtype", "float16", "allowed are auto, float32, bfloat16"),
     ("encoder.taps", (1, 2, 3, 5), "the encoder has blocks 1 to 4"),
     ("encoder.taps", (0, 1, 2, 3), "the encoder has blocks 1 to 4"),
@@ -504,7 +513,7 @@ def test_the_ideal_gate_is_allowed_when_it_is_not_trained(description):
 
 
 def test_the_demo_needs_no_root(description):
-    config = changed(RIGHT, data__source="demo", data__root="")
+    config = changed(RIGHT, data__sources=("demo",), data__root="")
     assert config_problems(config, description, 8) == []
 
 

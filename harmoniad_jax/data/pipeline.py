@@ -4,8 +4,8 @@ Training reads every image once an epoch, in an order that the seed decides, ove
 categories jointly. Evaluation reads in order and pads the last batch.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -29,40 +29,63 @@ class EvaluationBatch(NamedTuple):
     valid: np.ndarray
 
 
+def training_order(
+    records: Sequence[Record], *, seed: int, class_balanced: bool = False
+) -> grain.MapDataset:
+    """The endless order in which training reads records; by index, so it is random access.
+
+    Args:
+      records: training images; each is read once an epoch.
+      seed: of the order.
+      class_balanced: take every category equally often, and each of its images once in
+        an epoch of that category.
+    """
+
+    def shuffled(part: Sequence[Record], seed: int) -> grain.MapDataset:
+        return grain.MapDataset.source(part).seed(seed).shuffle().repeat()
+
+    if not class_balanced:
+        return shuffled(records, seed)
+    categories: dict[str, list[Record]] = {}
+    for record in records:
+        categories.setdefault(record.category, []).append(record)
+    parts = [shuffled(part, seed + i) for i, part in enumerate(categories.values())]
+    return grain.MapDataset.mix(parts)
+
+
 def training_batches(
-    records: Sequence[Record],
+    order: grain.MapDataset,
+    load: Callable[[Record], Any],
     *,
-    image_side: int,
     batch_size: int,
-    seed: int,
     threads: int,
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator:
-    """An endless iterator over this process's share of shuffled batches.
+    """An endless iterator over this process's share of the batches.
 
     Args:
-      records: training images; each is read once an epoch, over all processes.
-      image_side: S in pixels.
+      order: see `training_order`.
+      load: what a batch holds of a record: an array, or a tuple or dict of arrays.
       batch_size: B over all processes, a multiple of their number.
-      seed: of the order.
-      threads: that decode at the same time.
+      threads: that load at the same time; they change nothing but the speed.
       process_index, process_count: which rows of each batch to read.
 
     Returns:
-      Yields [B / process_count, S, S, 3] uint8. `get_state` and `set_state` continue it
-      exactly after the last batch that was taken.
+      Yields what `load` returns with a leading axis of B / process_count. `get_state` and
+      `set_state` continue it exactly after the last batch that was taken.
     """
     dataset = (
-        grain.MapDataset.source(records)
-        .seed(seed)
-        .shuffle()
-        .repeat()
-        .slice(slice(process_index, None, process_count))
-        .map(lambda record: preprocess(read_image(record.image), image_side))
+        order.slice(slice(process_index, None, process_count))
+        .map(load)
         .batch(batch_size // process_count)
     )
     return iter(dataset.to_iter_dataset(grain.ReadOptions(threads, PREFETCHED_BATCHES)))
+
+
+def image_loader(side: int) -> Callable[[Record], np.ndarray]:
+    """A function that reads a record's image: [S, S, 3] uint8."""
+    return lambda record: preprocess(read_image(record.image), side)
 
 
 def evaluation_batches(
@@ -73,9 +96,7 @@ def evaluation_batches(
     threads: int,
 ) -> Iterator[EvaluationBatch]:
     """Yields all records in order, the last batch padded to `batch_size`."""
-    dataset = grain.MapDataset.source(records).map(
-        lambda record: preprocess(read_image(record.image), image_side)
-    )
+    dataset = grain.MapDataset.source(records).map(image_loader(image_side))
     rows = []
     images = dataset.to_iter_dataset(grain.ReadOptions(threads, PREFETCHED_IMAGES))
     for index, image in enumerate(images, 1):

@@ -4,6 +4,7 @@ from harmoniad_jax.metrics.accumulate import (
     METRIC_NAMES,
     category_metrics,
     mean_metrics,
+    mean_metrics_per_dataset,
 )
 from harmoniad_jax.metrics.ranking import RankingMetrics, ranking_metrics
 from harmoniad_jax.metrics.regions import aupro
@@ -14,5 +15,6 @@ __all__ = [
     "aupro",
     "category_metrics",
     "mean_metrics",
+    "mean_metrics_per_dataset",
     "ranking_metrics",
 ]

@@ -96,3 +96,22 @@ def mean_metrics(per_category: Mapping[str, Mapping[str, float]]) -> dict[str, f
         means[name] = math.fsum(defined) / len(defined) if defined else math.nan
     means["num_images"] = sum(metrics["num_images"] for metrics in per_category.values())
     return means
+
+
+def mean_metrics_per_dataset(
+    per_category: Mapping[str, Mapping[str, float]],
+) -> dict[str, dict[str, float]]:
+    """Averages over the categories of each data set, where several were joined.
+
+    Args:
+      per_category: as for `mean_metrics`; categories called DATA_SET/CLASS.
+
+    Returns:
+      Data set to its `mean_metrics`; empty for categories without a data set's name.
+    """
+    datasets: dict[str, dict[str, Mapping[str, float]]] = {}
+    for category, metrics in per_category.items():
+        dataset, slash, _ = category.partition("/")
+        if slash:
+            datasets.setdefault(dataset, {})[category] = metrics
+    return {name: mean_metrics(categories) for name, categories in datasets.items()}

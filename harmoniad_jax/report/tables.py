@@ -17,7 +17,7 @@ HEADINGS = {
 
 
 def results_table(results: Mapping[str, Any]) -> str:
-    """A Markdown table, a row for each category and one for their mean, in percent.
+    """A Markdown table, a row for each category and each mean, in percent.
 
     Args:
       results: as in `results.json`; an undefined figure (NaN or None) shows as "-".
@@ -25,6 +25,10 @@ def results_table(results: Mapping[str, Any]) -> str:
     rows = [["category", "images", *(HEADINGS[name] for name in METRIC_NAMES)]]
     for category, figures in (
         *results["per_category"].items(),
+        *(
+            (f"mean of {name}", mean)
+            for name, mean in results.get("per_dataset", {}).items()
+        ),
         ("mean", results["mean"]),
     ):
         values = [_percent(figures[name]) for name in METRIC_NAMES]

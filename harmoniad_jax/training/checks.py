@@ -11,21 +11,21 @@ from harmoniad_jax.data.preprocess import MASK_RULES
 from harmoniad_jax.model.backbone import EncoderDescription
 from harmoniad_jax.model.frequency import GATES
 from harmoniad_jax.model.harmoniad import VARIANTS
+from tfds_builders import BUILDERS
+from tfds_builders.prepare import missing_data
 
 DTYPES = ("auto", "float32", "bfloat16")
-# Data sets that a config exists for and whose builder is still to come.
-UNPREPARED = ("mvtec_ad", "visa", "btad")
-SOURCES = ("folder", "demo", *UNPREPARED)
+SOURCES = ("folder", "demo", *BUILDERS)
+CACHE_DTYPES = ("float16", "float32")
 
 CHOICES = {
-    "data.source": SOURCES,
+    "cache.dtype": CACHE_DTYPES,
     "encoder.dtype": DTYPES,
     "model.variant": tuple(VARIANTS),
     "model.gate": GATES,
     "evaluation.mask_rule": MASK_RULES,
 }
 AT_LEAST_ONE = (
-    "data.threads",
     "encoder.untrained.width",
     "encoder.untrained.depth",
     "encoder.untrained.heads",
@@ -38,6 +38,7 @@ AT_LEAST_ONE = (
     "evaluation.calibration_images",
 )
 NOT_NEGATIVE = (
+    "data.threads",
     "encoder.untrained.seed",
     "train.seed",
     "loss.high_weight",
@@ -53,6 +54,7 @@ NOT_NEGATIVE = (
     "evaluation.low_weight",
 )
 POSITIVE = (
+    "cache.max_gigabytes",
     "optimizer.learning_rate",
     "model.softness",
     "optimizer.epsilon",
@@ -74,18 +76,21 @@ def config_problems(
 
 def data_problems(config: Config) -> list[str]:
     """What is wrong with where the images are said to be, on this machine."""
-    source, root = config.data.source, config.data.root
-    if source in UNPREPARED:
-        return [
-            f"config.data.source={source!r} has no builder yet; if you have the data set "
-            "in the MVTec layout, use --config configs/folder.py:root=FOLDER"
-        ]
-    if source == "folder" and root and not Path(root).expanduser().is_dir():
-        return [
-            f"data.root={root!r} is not a folder; expected one that holds "
+    data = config.data
+    problems = []
+    if "folder" in data.sources and data.root and not Path(data.root).expanduser().is_dir():
+        problems.append(
+            f"data.root={data.root!r} is not a folder; expected one that holds "
             "CATEGORY/train/good/ with images"
-        ]
-    return []
+        )
+    for name in data.sources:
+        if name in BUILDERS:
+            problem = missing_data(name, data.manual_dir, data.data_dir)
+            if problem:
+                problems.append(
+                    f"{problem} If they are elsewhere: --config.data.manual_dir=DIR"
+                )
+    return problems
 
 
 def setting_problems(config: Config, num_devices: int) -> list[str]:
@@ -139,8 +144,14 @@ def setting_problems(config: Config, num_devices: int) -> list[str]:
     for name, value in values.items():
         if isinstance(value, float):
             check(math.isfinite(value), name, "it must be a finite number")
+    sources = config.data.sources
     check(
-        config.data.source != "folder" or bool(config.data.root),
+        bool(sources) and sorted(set(sources) & set(SOURCES)) == sorted(sources),
+        "data.sources",
+        f"name each source once; allowed are {', '.join(SOURCES)}",
+    )
+    check(
+        "folder" not in sources or bool(config.data.root),
         "data.root",
         "give the folder that holds the categories",
     )

@@ -14,7 +14,11 @@ from tqdm import tqdm
 from harmoniad_jax.config import parse_config
 from harmoniad_jax.data.pipeline import evaluation_batches, read_masks
 from harmoniad_jax.data.records import Record
-from harmoniad_jax.metrics import category_metrics, mean_metrics
+from harmoniad_jax.metrics import (
+    category_metrics,
+    mean_metrics,
+    mean_metrics_per_dataset,
+)
 from harmoniad_jax.report.tables import results_table
 from harmoniad_jax.training.checkpoints import Checkpoints, Identity, check_identity
 from harmoniad_jax.training.setup import Run, prepare_run
@@ -29,13 +33,18 @@ RESULTS_FILE = "results.json"
 
 
 def evaluate_run(
-    workdir: Path, *, root: str | None = None, encoder: str | None = None
+    workdir: Path,
+    *,
+    root: str | None = None,
+    data_dir: str | None = None,
+    encoder: str | None = None,
 ) -> dict[str, Any]:
     """Evaluates the latest checkpoint of `workdir`, as at the end of its training.
 
     Args:
       workdir: folder of the run.
-      root: where the images are, if not where they were.
+      root: where the folder of images is, if not where it was.
+      data_dir: where prepared data sets are, if not where they were.
       encoder: where the encoder is, if not where it was.
 
     Returns:
@@ -51,6 +60,8 @@ def evaluate_run(
         config["evaluation"] = json.loads((workdir / CONFIG_FILE).read_text())["evaluation"]
         if root is not None:
             config["data"]["root"] = root
+        if data_dir is not None:
+            config["data"]["data_dir"] = data_dir
         if encoder is not None:
             config["encoder"]["name"] = encoder
         run = prepare_run(parse_config(config))
@@ -96,8 +107,9 @@ def evaluate(
 
     Returns:
       "step", "encoder", "config_hash", "per_category": name -> the seven figures as
-      fractions in [0, 1] (None where undefined) and "num_images", "mean": the same over
-      categories, and counts of "lost_masks" and "rescued_defects".
+      fractions in [0, 1] (None where undefined) and "num_images", "per_dataset": the
+      means over the categories of each data set where several are joined, "mean": over
+      all categories, and counts of "lost_masks" and "rescued_defects".
     """
     settings = run.config.evaluation
     predictor = Predictor(run, state, encoder_params)
@@ -121,6 +133,7 @@ def evaluate(
         "encoder": run.encoder.description.name,
         "config_hash": run.config.hash,
         "per_category": per_category,
+        "per_dataset": mean_metrics_per_dataset(per_category),
         "mean": mean_metrics(per_category) if per_category else {},
         "lost_masks": lost_masks,
         "rescued_defects": rescued_defects,

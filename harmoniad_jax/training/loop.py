@@ -3,10 +3,11 @@
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import grain
 import jax
 import numpy as np
 from tensorboardX import SummaryWriter
@@ -15,6 +16,7 @@ from tqdm import tqdm
 from harmoniad_jax.config import Config
 from harmoniad_jax.data.pipeline import training_batches
 from harmoniad_jax.data.sources import check_images
+from harmoniad_jax.model.backbone import Features
 from harmoniad_jax.training.checkpoints import (
     Checkpoints,
     Identity,
@@ -22,12 +24,16 @@ from harmoniad_jax.training.checkpoints import (
     has_checkpoints,
 )
 from harmoniad_jax.training.evaluation import CONFIG_FILE, calibrate, evaluate
+from harmoniad_jax.training.features import training_data
 from harmoniad_jax.training.optimizer import learning_rate_schedule
 from harmoniad_jax.training.setup import Run, prepare_run
 from harmoniad_jax.training.sharding import batched, replicate, replicated, shard_batch
 from harmoniad_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
+
+# One step of training: state and batch in, state and metrics out.
+Step = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
@@ -50,42 +56,39 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     resumes = has_checkpoints(workdir)
     if not resumes and run.config.data.check_images:
         logger.info("checking that every image can be read")
-        check_images([*run.dataset.train, *run.dataset.test])
+        records = [*run.dataset.train, *run.dataset.test]
+        # Prepared data sets were checked when they were prepared.
+        check_images([record for record in records if record.sha256 is None])
     with Checkpoints(workdir, keep=run.config.train.keep_checkpoints) as checkpoints:
         if resumes:
             check_identity(checkpoints.read_identity(), identity, workdir)
         _write_config(run.config, workdir)
 
         encoder_params = replicate(run.mesh, run.encoder.params)
-        batches = training_batches(
-            run.dataset.train,
-            image_side=run.config.data.image_side,
-            batch_size=run.config.train.batch_size,
-            seed=run.config.train.seed,
-            threads=run.config.data.threads,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
+        describe_run(run, encoder_params)
         if resumes:
             abstract = jax.eval_shape(run.initial_state)
             state, iterator_state = checkpoints.restore(abstract, run.mesh)
-            batches.set_state(iterator_state)
             logger.info("continuing after step %d", int(state.step))
         else:
             state = jax.jit(run.initial_state, out_shardings=replicated(run.mesh))()
-        describe_run(run, state, encoder_params)
+            iterator_state = None
 
         if int(state.step) < run.config.train.num_steps:
-            state = _train(
-                run, state, encoder_params, batches, checkpoints, identity, workdir
-            )
+            batches, step = _training_steps(run, encoder_params)
+            if iterator_state is not None:
+                batches.set_state(iterator_state)
+            state = _train(run, state, step, batches, checkpoints, identity, workdir)
+            state = calibrate(run, state, encoder_params)
+            checkpoints.save(state, batches.get_state(), identity)
     return evaluate(run, state, encoder_params, workdir)
 
 
-def describe_run(run: Run, state: TrainState, encoder_params: Any) -> None:
+def describe_run(run: Run, encoder_params: Any) -> None:
     """Says what is about to be trained, on what, and what a step costs."""
     description, data = run.encoder.description, run.dataset
     untrained = description.folder is None
+    state = jax.eval_shape(run.initial_state)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     features = run.encoder.feature_shapes(run.config.train.batch_size)
     images = jax.ShapeDtypeStruct(
@@ -118,33 +121,54 @@ def _gigaflops(lowered: jax.stages.Lowered) -> str:
     return f"{cost['flops'] / 1e9:,.1f} GFLOP" if "flops" in cost else "unknown FLOP"
 
 
+def _training_steps(run: Run, encoder_params: Any) -> tuple[grain.DatasetIterator, Step]:
+    """The batches of a run, from its beginning, and the compiled step that takes one."""
+    data = training_data(run, encoder_params)
+    batches = training_batches(
+        data.order,
+        data.load,
+        batch_size=run.config.train.batch_size,
+        threads=run.config.data.threads,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    everywhere, split = replicated(run.mesh), batched(run.mesh)
+    if data.is_encoded:
+        update = jax.jit(
+            run.steps.update,
+            in_shardings=(everywhere, split),
+            out_shardings=everywhere,
+            donate_argnums=0,
+        )
+        return batches, lambda state, batch: update(state, Features(**batch))
+    train_step = jax.jit(
+        run.steps.train_step,
+        in_shardings=(everywhere, everywhere, split),
+        out_shardings=everywhere,
+        donate_argnums=0,
+    )
+    return batches, lambda state, batch: train_step(state, encoder_params, batch)
+
+
 def _train(
     run: Run,
     state: TrainState,
-    encoder_params: Any,
-    batches: Any,
+    step_function: Step,
+    batches: grain.DatasetIterator,
     checkpoints: Checkpoints,
     identity: Identity,
     workdir: Path,
 ) -> TrainState:
-    """The loop: from `state` to the last step, which is calibrated and saved."""
+    """The loop: from `state` to the last step."""
     settings = run.config.train
-    train_step = jax.jit(
-        run.steps.train_step,
-        in_shardings=(replicated(run.mesh), replicated(run.mesh), batched(run.mesh)),
-        out_shardings=replicated(run.mesh),
-        donate_argnums=0,
-    )
     first, last = int(state.step), settings.num_steps
     with MetricsWriter(workdir, first, last, run.config) as writer:
         for step in range(first + 1, last + 1):
-            images = shard_batch(run.mesh, next(batches))
-            state, metrics = train_step(state, encoder_params, images)
+            batch = shard_batch(run.mesh, next(batches))
+            state, metrics = step_function(state, batch)
             writer.step(step, metrics)
             if step < last and step % settings.checkpoint_every_steps == 0:
                 checkpoints.save(state, batches.get_state(), identity)
-    state = calibrate(run, state, encoder_params)
-    checkpoints.save(state, batches.get_state(), identity)
     return state
 
 

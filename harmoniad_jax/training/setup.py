@@ -4,19 +4,14 @@ Everything that can be wrong is found here, cheapest first, before anything heav
 """
 
 import dataclasses
-import hashlib
-import logging
 import os
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from harmoniad_jax.config import Config, raise_problems
-from harmoniad_jax.data import synthetic
 from harmoniad_jax.data.records import Dataset
-from harmoniad_jax.data.sources import folder_dataset
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.model.backbone import (
     Encoder,
@@ -31,12 +26,11 @@ from harmoniad_jax.training.checks import (
     data_problems,
     setting_problems,
 )
+from harmoniad_jax.training.datasets import open_dataset
 from harmoniad_jax.training.optimizer import make_optimizer
 from harmoniad_jax.training.sharding import make_mesh
 from harmoniad_jax.training.state import TrainState, create_state
 from harmoniad_jax.training.step import Steps
-
-logger = logging.getLogger(__name__)
 
 UNTRAINED = "untrained"
 UNTRAINED_IMAGE_SIDE = 128
@@ -112,6 +106,7 @@ def resolve_config(config: Config) -> tuple[Config, EncoderDescription]:
     data = dataclasses.replace(
         config.data,
         image_side=config.data.image_side or description.default_image_side,
+        threads=config.data.threads or available_cores(),
     )
     config = dataclasses.replace(config, encoder=encoder, data=data)
     raise_problems(config_problems(config, description, num_devices))
@@ -137,33 +132,8 @@ def resolve_dtype(dtype: str) -> str:
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
-def open_dataset(config: Config) -> Dataset:
-    """Lists the configured images, drawing the demo's first if they are not there yet.
-
-    Raises:
-      UserError: nothing there, or something wrong with it.
-    """
-    data = config.data
-    root = Path(data.root).expanduser()
-    if data.source == "demo":
-        root = root if data.root else cache_folder() / f"demo-{drawing_version()}"
-        logger.info("demo images are in %s", root)
-        try:
-            synthetic.write_demo_dataset(root)
-        except OSError as error:
-            raise UserError(
-                f"the demo images cannot be written ({error}); give another folder with "
-                "--config.data.root=FOLDER."
-            ) from None
-    return folder_dataset(root, data.categories)
-
-
-def drawing_version() -> str:
-    """Eight digits that change with the program that draws the demo."""
-    return hashlib.sha256(Path(synthetic.__file__).read_bytes()).hexdigest()[:8]
-
-
-def cache_folder() -> Path:
-    """The user's own cache folder for this program."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "harmoniad_jax"
+def available_cores() -> int:
+    """Cores that this process may use, which may be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,17 +1,20 @@
 """Where arrays live: batches split over the devices, all else on each of them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 DATA_AXIS = "data"
 
 
-def make_mesh() -> Mesh:
-    """One axis over every device of every process."""
-    return jax.make_mesh((jax.device_count(),), (DATA_AXIS,), axis_types=(AxisType.Auto,))
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """One axis over these devices, or over every device of every process."""
+    devices = jax.devices() if devices is None else devices
+    return jax.make_mesh(
+        (len(devices),), (DATA_AXIS,), devices=devices, axis_types=(AxisType.Auto,)
+    )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -29,6 +32,9 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
     return jax.device_put(tree, replicated(mesh))
 
 
-def shard_batch(mesh: Mesh, batch: np.ndarray) -> jax.Array:
-    """This process's rows of a batch -> the global array, split over all devices."""
-    return jax.make_array_from_process_local_data(batched(mesh), batch)
+def shard_batch(mesh: Mesh, batch: Any) -> Any:
+    """This process's rows of a batch -> the global arrays, split over all devices."""
+    sharding = batched(mesh)
+    return jax.tree.map(
+        lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch
+    )

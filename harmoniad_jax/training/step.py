@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -50,7 +51,8 @@ class Steps:
     def update(
         self, state: TrainState, features: Features
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        """The trained half of `train_step`, from features instead of images."""
+        """The trained half of `train_step`, from features of any floating-point dtype."""
+        features = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), features)
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         gradients, metrics = jax.grad(self._loss, has_aux=True)(
             state.params, features, key, state.step

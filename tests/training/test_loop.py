@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from configs import demo
 from harmoniad_jax.config import Config, flatten, parse_config
-from harmoniad_jax.data.pipeline import training_batches
+from harmoniad_jax.data.pipeline import image_loader, training_batches, training_order
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.metrics import METRIC_NAMES
 from harmoniad_jax.training.checkpoints import Checkpoints
@@ -194,9 +194,8 @@ def overrides(config: Config) -> list[str]:
 def test_one_device_and_eight_agree(tiny_config):
     """The first steps' losses and gradients, to float32's rounding."""
     run = prepare_run(tiny_config)
-    batches = training_batches(
-        run.dataset.train, image_side=32, batch_size=8, seed=0, threads=1
-    )
+    order = training_order(run.dataset.train, seed=0)
+    batches = training_batches(order, image_loader(32), batch_size=8, threads=1)
     images = [next(batches) for _ in range(4)]
 
     def metrics_on(devices):

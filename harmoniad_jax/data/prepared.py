@@ -1,0 +1,92 @@
+"""From a data set that TFDS prepared to a `Dataset`.
+
+Reads what the builders in `tfds_builders` wrote: ArrayRecord with random access, so that
+an image is read when it is its turn, and a list of all examples beside it.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from harmoniad_jax.data.records import GOOD, Dataset, Record
+from harmoniad_jax.errors import UserError
+
+# Images and masks as they are stored: what they are decoded with is `preprocess.py`.
+STORED = {name: tfds.decode.SkipDecoding() for name in ("image", "mask")}
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredImage:
+    """An image or a mask of a prepared data set.
+
+    Attributes:
+      source: random access to the examples.
+      index: of the example.
+      feature: "image" or "mask".
+      path: of the image within the data set.
+    """
+
+    source: Any = dataclasses.field(repr=False, compare=False)
+    index: int
+    feature: str
+    path: str
+
+    @property
+    def name(self) -> str:
+        return PurePosixPath(self.path).name
+
+    def read_bytes(self) -> bytes:
+        return self.source[self.index][self.feature]
+
+    def __str__(self) -> str:
+        return f"the {self.feature} of {self.path}"
+
+
+def prepared_dataset(folder: Path) -> Dataset:
+    """Lists a prepared data set, without reading an image.
+
+    Args:
+      folder: the version's folder, such as DATA_DIR/mvtec_ad/1.0.0.
+
+    Raises:
+      UserError: `folder` holds no data set that was prepared by `tfds_builders`.
+    """
+    try:
+        builder = tfds.builder_from_directory(folder)
+        lists = dict(builder.info.metadata or {})
+        train, test = (
+            _records(builder.as_data_source(split, decoders=STORED), lists[split])
+            if split in builder.info.splits
+            else []
+            for split in ("train", "test")
+        )
+    except (OSError, KeyError, ValueError, tfds.core.DatasetNotFoundError) as error:
+        raise UserError(
+            f"{folder} is damaged or was not prepared by tfds_builders ({error}); "
+            "prepare it again with python -m tfds_builders.prepare NAME --overwrite."
+        ) from None
+    return Dataset(train=train, test=test)
+
+
+def _records(source: Any, columns: dict[str, Sequence[str]]) -> list[Record]:
+    """Records of a split from its list of examples.
+
+    Raises:
+      ValueError: the list is not that of the split.
+    """
+    if len(columns["path"]) != len(source):
+        raise ValueError(f"it lists {len(columns['path'])} of {len(source)} examples")
+    rows = zip(*(columns[k] for k in ("category", "defect", "path", "sha256")), strict=True)
+    return [
+        Record(
+            image=StoredImage(source, index, "image", path),
+            category=category,
+            defect=defect,
+            mask=None if defect == GOOD else StoredImage(source, index, "mask", path),
+            sha256=sha256,
+        )
+        for index, (category, defect, path, sha256) in enumerate(rows)
+    ]

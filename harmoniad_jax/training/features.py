@@ -1,0 +1,200 @@
+"""What training reads: images, or the features that each of them was encoded into once."""
+
+import dataclasses
+import hashlib
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grain
+import jax
+import numpy as np
+import PIL
+from tqdm import tqdm
+
+from harmoniad_jax.data import preprocess
+from harmoniad_jax.data.feature_cache import FeatureCache, gigabytes, image_hashes
+from harmoniad_jax.data.pipeline import evaluation_batches, image_loader, training_order
+from harmoniad_jax.data.records import Record
+from harmoniad_jax.model import backbone, position_embedding
+from harmoniad_jax.training.datasets import cache_folder
+from harmoniad_jax.training.setup import Run
+from harmoniad_jax.training.sharding import batched, make_mesh, replicate
+
+logger = logging.getLogger(__name__)
+
+# A killed run has fewer than these to encode again.
+CHUNK_IMAGES = 64
+# A change in any of these may change features.
+PROGRAM = (preprocess, backbone, position_embedding)
+
+
+class TrainingData(NamedTuple):
+    """The order of a run's images, and what is read of each.
+
+    Attributes:
+      order: endless, of records.
+      load: gives an image [S, S, 3] uint8, or the arrays of `Features` by name.
+      is_encoded: whether it gives features.
+    """
+
+    order: grain.MapDataset
+    load: Callable[[Record], Any]
+    is_encoded: bool
+
+
+def training_data(run: Run, encoder_params: Any) -> TrainingData:
+    """The data of a run; encodes what is not in the feature cache yet.
+
+    Args:
+      run: the parts of the run.
+      encoder_params: the encoder's weights on all devices.
+
+    Raises:
+      UserError: the cache cannot be written, or an image cannot be read.
+    """
+    records = run.dataset.train
+    if run.config.cache.enabled:
+        hashes = image_hashes(records, run.config.data.threads)
+        hashed = [
+            dataclasses.replace(record, sha256=sha256)
+            for record, sha256 in zip(records, hashes, strict=True)
+        ]
+        order = _order(run, hashed)
+        cache = _open_cache(run)
+        if _encode(run, encoder_params, cache, _visited(run, order, hashed)):
+            return TrainingData(order, lambda record: cache.read(record.sha256), True)
+    return TrainingData(_order(run, records), image_loader(run.encoder.image_side), False)
+
+
+def _order(run: Run, records: Sequence[Record]) -> grain.MapDataset:
+    return training_order(
+        records,
+        seed=run.config.train.seed,
+        class_balanced=run.config.data.class_balanced,
+    )
+
+
+def _open_cache(run: Run) -> FeatureCache:
+    folder = run.config.cache.folder
+    shapes = run.encoder.feature_shapes(1)._asdict()
+    return FeatureCache(
+        Path(folder).expanduser() if folder else cache_folder() / "features",
+        {
+            "encoder": run.encoder.description.name,
+            "weights": run.encoder.weight_hash,
+            "blocks": run.encoder.groups,
+            "image_side": run.encoder.image_side,
+            "image_mean": run.encoder.image_mean,
+            "image_std": run.encoder.image_std,
+            "dtype": run.config.encoder.dtype,
+            "matmul_precision": str(jax.config.jax_default_matmul_precision),
+            "backend": jax.default_backend(),
+            "jax": jax.__version__,
+            "pillow": PIL.__version__,
+            "program": _hash_of_program(),
+        },
+        {name: shape.shape[1:] for name, shape in shapes.items()},
+        run.config.cache.dtype,
+    )
+
+
+def _hash_of_program() -> str:
+    digest = hashlib.sha256()
+    for module in PROGRAM:
+        digest.update(inspect.getsource(module).encode())
+    return digest.hexdigest()
+
+
+def _visited(
+    run: Run, order: grain.MapDataset, records: Sequence[Record]
+) -> dict[str, Record]:
+    """The images that the run reads, by hash: not all, if it is shorter than an epoch."""
+    reads = run.config.train.num_steps * run.config.train.batch_size
+    visited = records if reads >= len(records) else [order[i] for i in range(reads)]
+    return {record.sha256: record for record in visited}
+
+
+def _encode(
+    run: Run, encoder_params: Any, cache: FeatureCache, images: dict[str, Record]
+) -> bool:
+    """Encodes the images that are not in the cache; False if they do not fit into it."""
+    settings = run.config.cache
+    size, limit = cache.bytes_for(len(images)), int(settings.max_gigabytes * 1e9)
+    if size > limit:
+        logger.warning(
+            "features of %d images take %s, more than config.cache.max_gigabytes=%g "
+            "allows: training without the cache, which encodes every image in every epoch",
+            len(images),
+            gigabytes(size),
+            settings.max_gigabytes,
+        )
+        return False
+    cache.make_room(images, limit)
+    missing = [image for image in images if image not in cache]
+    logger.info(
+        "features of %d images, %s in %s; %d are to be encoded",
+        len(images),
+        gigabytes(size),
+        cache.folder,
+        len(missing),
+    )
+    count = jax.process_count()
+    _fill(
+        run,
+        encoder_params,
+        cache,
+        [images[i] for i in missing[jax.process_index() :: count]],
+    )
+    if count > 1:
+        # What the others encoded is there now, or on disks that are not ours.
+        jax.experimental.multihost_utils.sync_global_devices("features")
+        cache.refresh()
+        _fill(run, encoder_params, cache, [images[i] for i in missing if i not in cache])
+    return True
+
+
+def _fill(
+    run: Run, encoder_params: Any, cache: FeatureCache, records: Sequence[Record]
+) -> None:
+    """Encodes images on this process's devices and stores their features."""
+    waiting: list[tuple[str, dict[str, np.ndarray]]] = []
+
+    def store() -> None:
+        hashes, rows = zip(*waiting, strict=True)
+        cache.write(hashes, {k: np.stack([row[k] for row in rows]) for k in rows[0]})
+        waiting.clear()
+
+    for record, features in zip(
+        records, _features(run, encoder_params, records), strict=True
+    ):
+        waiting.append((record.sha256, features))
+        if len(waiting) == CHUNK_IMAGES:
+            store()
+    if waiting:
+        store()
+
+
+def _features(
+    run: Run, encoder_params: Any, records: Sequence[Record]
+) -> Iterator[dict[str, np.ndarray]]:
+    """The features of each record, in order, by name."""
+    mesh = make_mesh(jax.local_devices())
+    if jax.process_count() > 1:
+        encoder_params = replicate(mesh, run.encoder.params)
+    encode = jax.jit(run.encoder.encode)
+    batches = evaluation_batches(
+        records,
+        image_side=run.encoder.image_side,
+        batch_size=run.config.evaluation.batch_size,
+        threads=run.config.data.threads,
+    )
+    with tqdm(desc="encoding", total=len(records), unit="image", disable=None) as progress:
+        for images, valid in batches:
+            images = jax.device_put(images, batched(mesh))
+            features = jax.device_get(encode(encoder_params, images))._asdict()
+            for row in np.flatnonzero(valid):
+                yield {name: values[row] for name, values in features.items()}
+            progress.update(int(valid.sum()))
