@@ -103,6 +103,20 @@ def test_part_imports_nothing_of_ours_but(part, allowed):
         assert not outside, f"{file.relative_to(ROOT)} imports {', '.join(outside)}"
 
 
+def test_builders_know_how_data_is_read_and_nothing_else_of_ours():
+    for file in sources("tfds_builders"):
+        outside = {name for name in ours(file) if not below(name, "data", "errors")}
+        assert not outside, f"{file.relative_to(ROOT)} imports {', '.join(outside)}"
+        heavy = {name for name in imports(file.read_text()) if below(name, "jax", "flax")}
+        assert not heavy, f"{file.relative_to(ROOT)} imports {', '.join(heavy)}"
+
+
+def test_only_training_prepares_data_sets():
+    for module, path in MODULES.items():
+        if any(below(name, "tfds_builders") for name in imports(path.read_text())):
+            assert below(module, f"{PACKAGE}.training"), module
+
+
 def test_training_does_not_know_the_commands():
     for file in sources(f"{PACKAGE}/training"):
         known = {name for name in ours(file) if below(name, *COMMANDS)}

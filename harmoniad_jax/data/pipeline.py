@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
-from harmoniad_jax.data.preprocess import preprocess, read_image, read_mask, resize_mask
+from harmoniad_jax.data.preprocess import load_image, read_mask, resize_mask
 from harmoniad_jax.data.records import Record
 
 # What is decoded ahead of the device: batches in training, images in evaluation.
@@ -85,7 +85,7 @@ def training_batches(
 
 def image_loader(side: int) -> Callable[[Record], np.ndarray]:
     """A function that reads a record's image: [S, S, 3] uint8."""
-    return lambda record: preprocess(read_image(record.image), side)
+    return lambda record: load_image(record.image, side)
 
 
 def evaluation_batches(

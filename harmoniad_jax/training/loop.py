@@ -75,7 +75,7 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             iterator_state = None
 
         if int(state.step) < run.config.train.num_steps:
-            batches, step = _training_steps(run, encoder_params)
+            batches, step = training_steps(run, encoder_params)
             if iterator_state is not None:
                 batches.set_state(iterator_state)
             state = _train(run, state, step, batches, checkpoints, identity, workdir)
@@ -121,7 +121,7 @@ def _gigaflops(lowered: jax.stages.Lowered) -> str:
     return f"{cost['flops'] / 1e9:,.1f} GFLOP" if "flops" in cost else "unknown FLOP"
 
 
-def _training_steps(run: Run, encoder_params: Any) -> tuple[grain.DatasetIterator, Step]:
+def training_steps(run: Run, encoder_params: Any) -> tuple[grain.DatasetIterator, Step]:
     """The batches of a run, from its beginning, and the compiled step that takes one."""
     data = training_data(run, encoder_params)
     batches = training_batches(

@@ -1,0 +1,162 @@
+"""Times the way of an image from a prepared data set to the device.
+
+    python scripts/benchmark_input.py
+
+Draws 1024 px images, stored as PNG and as JPEG, and prepares them through the MVTec AD
+builder. For one worker and for two, prints images per second at 1024 -> 336 px of
+
+  - the image library alone: Pillow on the same bytes, already in memory, in as many
+    threads (it lets go of Python's lock);
+  - the pipeline: records read, decoded, scaled and batched by as many threads.
+
+They run in turn, since machines are noisy; figures are medians over rounds. At last it
+feeds the encoder of a ViT-S/14 from the pipeline and prints the share of the time that the
+device waited for images, which is what counts.
+"""
+
+import io
+import logging
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import logging as absl_logging
+from PIL import Image
+
+from harmoniad_jax.data.pipeline import (
+    PREFETCHED_BATCHES,
+    image_loader,
+    training_batches,
+    training_order,
+)
+from harmoniad_jax.data.prepared import prepared_dataset
+from harmoniad_jax.data.records import Record
+from harmoniad_jax.data.synthetic import DemoSpec, write_demo_dataset
+from harmoniad_jax.model.backbone import describe_untrained_clip, load_encoder
+from tfds_builders.prepare import prepare
+
+STORED_SIDE, SIDE = 1024, 336
+BATCH_SIZE = 16
+BATCHES = 12
+ROUNDS = 3
+# The builder knows its categories by name only.
+NAMES = {"fabric": "carpet", "tablet": "pill", "washer": "metal_nut"}
+DRAWN = DemoSpec(
+    side=STORED_SIDE, train_per_category=16, test_good_per_category=1, test_per_defect=1
+)
+
+
+def draw(folder: Path, image_format: str) -> Path:
+    """Draws the demo's products under names of MVTec AD, in a manual directory."""
+    drawn = folder / "drawn"
+    if not drawn.exists():
+        write_demo_dataset(drawn, DRAWN)
+    manual = folder / image_format
+    for path in drawn.glob("*/train/good/*.png"):
+        category, *parts = path.relative_to(drawn).parts
+        target = manual.joinpath(NAMES[category], *parts).with_suffix(f".{image_format}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(path).save(target, quality=95)
+    return manual
+
+
+def decode(data: bytes) -> np.ndarray:
+    """What the image library does with one image, and nothing else."""
+    with Image.open(io.BytesIO(data)) as image:
+        scaled = image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    return np.asarray(scaled)
+
+
+def library_rate(images: list[bytes], workers: int) -> float:
+    """Images per second of the library alone."""
+    count = BATCH_SIZE * BATCHES
+    chosen = [images[index % len(images)] for index in range(count)]
+    start = time.perf_counter()
+    with ThreadPoolExecutor(workers) as pool:
+        for _ in pool.map(decode, chosen):
+            pass
+    return count / (time.perf_counter() - start)
+
+
+def pipeline_rate(batches: Iterator[np.ndarray]) -> float:
+    """Images per second of a pipeline that is already running."""
+    start = time.perf_counter()
+    for _ in range(BATCHES):
+        next(batches)
+    return BATCH_SIZE * BATCHES / (time.perf_counter() - start)
+
+
+def batches_of(records: list[Record], workers: int, batch_size: int = BATCH_SIZE):
+    order = training_order(records, seed=0)
+    load = image_loader(SIDE)
+    return training_batches(order, load, batch_size=batch_size, threads=workers)
+
+
+def compare(records: list[Record], workers: int) -> tuple[float, float]:
+    """Images per second of the library and of the pipeline."""
+    images = [record.image.read_bytes() for record in records]
+    rates = []
+    for _ in range(ROUNDS):
+        library = library_rate(images, workers)
+        batches = batches_of(records, workers)
+        # What was read ahead while no one took the time does not count.
+        for _ in range(PREFETCHED_BATCHES + workers):
+            next(batches)
+        rates.append((library, pipeline_rate(batches)))
+        batches.close()
+    library, pipeline = zip(*rates, strict=True)
+    return statistics.median(library), statistics.median(pipeline)
+
+
+def waiting_share(records: list[Record], workers: int) -> float:
+    """The share of the time in which the device has nothing to encode."""
+    vit = describe_untrained_clip(width=384, depth=12, heads=6, patch=14, image_side=SIDE)
+    encoder = load_encoder(vit, image_side=SIDE, taps=vit.default_taps, groups=2)
+    params = jax.device_put(encoder.params)
+    encode = jax.jit(encoder.encode)
+    batches = batches_of(records, workers)
+    jax.block_until_ready(encode(params, next(batches)))
+    start, waited = time.perf_counter(), 0.0
+    features = None
+    for _ in range(BATCHES):
+        asked = time.perf_counter()
+        images = next(batches)
+        if features is not None and all(leaf.is_ready() for leaf in features):
+            waited += time.perf_counter() - asked
+        jax.block_until_ready(features)
+        features = encode(params, images)
+    jax.block_until_ready(features)
+    batches.close()
+    return waited / (time.perf_counter() - start)
+
+
+def main() -> None:
+    logging.getLogger("tfds_builders").setLevel(logging.ERROR)
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    print(f"{STORED_SIDE} -> {SIDE} px, {jax.devices()[0].device_kind}")
+    print("| format | workers | library, images/s | pipeline, images/s | share |")
+    print("|--------|--------:|------------------:|-------------------:|------:|")
+    with tempfile.TemporaryDirectory() as folder:
+        for image_format in ("png", "jpeg"):
+            manual = draw(Path(folder), image_format)
+            data = prepare("mvtec_ad", str(manual), f"{folder}/data-{image_format}")
+            records = list(prepared_dataset(data).train)
+            for workers in (1, 2):
+                library, pipeline = compare(records, workers)
+                print(
+                    f"| {image_format:6} | {workers:7} | {library:17.1f} "
+                    f"| {pipeline:18.1f} | {pipeline / library:5.0%} |",
+                    flush=True,
+                )
+        for workers in (1, 2):
+            share = waiting_share(records, workers)
+            print(f"encoding with {workers} worker(s): the device waits {share:.1%}")
+
+
+if __name__ == "__main__":
+    main()
