@@ -62,7 +62,7 @@ class Entry:
         return self.tree.size(self.path)
 
     def read(self) -> EncodedImage:
-        return EncodedImage(f"{self.tree.path}: {self.path}", self.tree.read(self.path))
+        return EncodedImage(f"{self.tree.path}: {self.path!r}", self.tree.read(self.path))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ import stat
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -44,6 +45,9 @@ UNREADABLE = (
     tarfile.TarError,
     zipfile.BadZipFile,
     zipfile.LargeZipFile,
+    zlib.error,
+    MemoryError,
+    OverflowError,
 )
 
 
@@ -98,6 +102,17 @@ class FolderTree(Tree):
         pass
 
 
+class _Member(tarfile.TarInfo):
+    """A header whose size cannot lead the reader astray: `tarfile` believes any."""
+
+    @classmethod
+    def frombuf(cls, buf, encoding, errors):
+        member = super().frombuf(buf, encoding, errors)
+        if not 0 <= member.size <= LARGEST_ENTRY:
+            raise tarfile.ReadError(f"{member.name!r} holds {member.size} bytes")
+        return member
+
+
 class TarTree(Tree):
     """A tar archive, compressed or not."""
 
@@ -116,21 +131,25 @@ class TarTree(Tree):
     def _entries(self) -> Iterator[tuple[str, tuple[int, int]]]:
         """Name, position and size of every file."""
         end = os.fstat(self._file.fileno()).st_size
-        with tarfile.open(fileobj=self._file, mode="r:") as archive:
+        with tarfile.open(fileobj=self._file, mode="r:", tarinfo=_Member) as archive:
             for member in archive:
                 _check_name(self.path, member.name)
                 if member.isdir():
                     continue
                 if not member.isreg() or member.issparse():
-                    raise _refused(self.path, f"{member.name} is a link or no plain file")
+                    raise _refused(self.path, f"{member.name!r} is a link or no plain file")
                 _check_size(self.path, member.name, member.size)
+                if member.size < 0:
+                    raise UserError(_damaged(self.path, f"{member.name!r} has no size"))
                 if member.offset_data + member.size > end:
-                    raise UserError(_damaged(self.path, f"it ends within {member.name}"))
+                    raise UserError(_damaged(self.path, f"it ends within {member.name!r}"))
                 if not _hidden(member.name):
                     yield _tidy(member.name), (member.offset_data, member.size)
-            # An archive that was cut between two files shows it by this alone.
-            if archive.offset + tarfile.BLOCKSIZE > end:
-                raise UserError(_damaged(self.path, "its end is missing"))
+            # `tarfile` takes a spoilt header, or the end of an archive that was cut between
+            # two files, for the end. The true one is a block of zeros.
+            block = os.pread(self._file.fileno(), tarfile.BLOCKSIZE, archive.offset)
+            if len(block) < tarfile.BLOCKSIZE or any(block):
+                raise UserError(_damaged(self.path, "what follows is no file and no end"))
 
     def read(self, name: str) -> bytes:
         position, size = self._places[name]
@@ -150,6 +169,8 @@ class ZipTree(Tree):
         self.path = path
         self._archive = zipfile.ZipFile(path)
         try:
+            if _zip_entries(path) not in (len(self._archive.infolist()), None):
+                raise zipfile.BadZipFile("its list of files is not whole")
             self._stored = dict(self._entries())
         except BaseException:
             self._archive.close()
@@ -163,7 +184,7 @@ class ZipTree(Tree):
             if entry.is_dir():
                 continue
             if stat.S_ISLNK(entry.external_attr >> 16):
-                raise _refused(self.path, f"{entry.filename} is a link")
+                raise _refused(self.path, f"{entry.filename!r} is a link")
             _check_size(self.path, entry.filename, entry.file_size)
             if not _hidden(entry.filename):
                 yield _tidy(entry.filename), entry
@@ -181,6 +202,20 @@ class ZipTree(Tree):
         self._archive.close()
 
 
+def _zip_entries(path: Path) -> int | None:
+    """How many entries a zip says that it has, which `zipfile` does not compare.
+
+    From the end record (PKWARE's APPNOTE.TXT, 4.3.16), which stands before a comment of at
+    most 64 KiB. None where the number is too large for it.
+    """
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - (1 << 16) - 22))
+        tail = file.read()
+    record = tail[tail.rfind(b"PK\5\6") :]
+    count = int.from_bytes(record[10:12], "little")
+    return None if count == 0xFFFF else count
+
+
 def open_archive(path: Path, temporary: Path) -> Tree:
     """Opens an archive by its suffix, one of `SUFFIXES`.
 
@@ -195,6 +230,8 @@ def open_archive(path: Path, temporary: Path) -> Tree:
         if path.suffix.lower() == ".zip":
             return ZipTree(path)
         return TarTree(path, temporary)
+    except PermissionError:
+        raise UserError(f"{path} may not be read; change its permissions.") from None
     except UNREADABLE as error:
         raise UserError(_damaged(path, error)) from None
 
@@ -243,7 +280,7 @@ def _check_name(path: Path, name: str) -> None:
 
 def _check_size(path: Path, name: str, size: int) -> None:
     if size > LARGEST_ENTRY:
-        raise _refused(path, f"{name} holds {size:,} bytes, no image is that large")
+        raise _refused(path, f"{name!r} holds {size:,} bytes, no image is that large")
 
 
 def _refused(path: Path, reason: str) -> UserError:

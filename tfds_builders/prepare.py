@@ -14,6 +14,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import tensorflow_datasets as tfds
 from absl import logging as absl_logging
@@ -28,7 +29,8 @@ from tfds_builders.anomaly_builder import (
     missing,
 )
 
-logger = logging.getLogger(__name__)
+# By name: as a command this module is called __main__.
+logger = logging.getLogger("tfds_builders.prepare")
 
 USER_ERROR_STATUS = 2
 INTERRUPTED_STATUS = 130  # as a shell reports SIGINT
@@ -68,18 +70,44 @@ def prepare(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _lock(target.parent), _quiet_tfds():
-            for leftover in target.parent.glob(f"{INCOMPLETE}*"):
-                shutil.rmtree(leftover, ignore_errors=True)
-            with _set_aside(target) if overwrite else contextlib.nullcontext():
-                # Made anew: another process may have been first.
-                builder = make_builder(name, data_dir)
-                builder.show_progress = True
-                builder.download_and_prepare(download_config=config)
-    except OSError as error:
+            _clean_up(target)
+            # Another process may have been first.
+            if overwrite or not make_builder(name, data_dir).is_prepared():
+                _write(name, target, config)
+            builder = make_builder(name, data_dir)
+    except (OSError, RuntimeError) as error:
         raise UserError(f"{name} cannot be prepared in {target} ({error}).") from None
     sizes = [f"{split.num_examples} {key}" for key, split in builder.info.splits.items()]
     logger.info("%s: %s images in %s", name, " and ".join(sizes), target)
     return target
+
+
+def _write(name: str, target: Path, config: tfds.download.DownloadConfig) -> None:
+    """Prepares a data set beside `target`, and puts it there when it is complete."""
+    scratch = target.parent / f"{INCOMPLETE}new"
+    builder = make_builder(name, str(scratch))
+    builder.show_progress = True
+    try:
+        builder.download_and_prepare(download_config=config)
+        if target.exists():
+            target.rename(_set_aside(target))
+        Path(builder.data_dir).rename(target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    shutil.rmtree(_set_aside(target), ignore_errors=True)
+
+
+def _clean_up(target: Path) -> None:
+    """Finishes, or takes back, what a killed process was at."""
+    if _set_aside(target).exists() and not target.exists():
+        _set_aside(target).rename(target)
+    for leftover in target.parent.glob(f"{INCOMPLETE}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _set_aside(target: Path) -> Path:
+    """Where the old data are in the moment before the new ones take their place."""
+    return target.with_name(f"{INCOMPLETE}old_{target.name}")
 
 
 def missing_data(
@@ -120,21 +148,6 @@ def _lock(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _set_aside(target: Path) -> Iterator[None]:
-    """Keeps prepared data until its successor is complete."""
-    old = target.with_name(f"{INCOMPLETE}old_{target.name}")
-    if target.exists():
-        target.rename(old)
-    try:
-        yield
-    except BaseException:
-        if old.exists():
-            old.rename(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-@contextlib.contextmanager
 def _quiet_tfds() -> Iterator[None]:
     """Silences bars without a total and sizes unknown; the builders show their own."""
     tfds.disable_progress_bar()
@@ -145,9 +158,17 @@ def _quiet_tfds() -> Iterator[None]:
         tfds.enable_progress_bar()
 
 
+class _Parser(argparse.ArgumentParser):
+    """Reports a mistake in one line, as the other commands do."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(USER_ERROR_STATUS)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command's entry point."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m tfds_builders.prepare",
         description="Prepares public data sets from what was downloaded by hand.",
     )

@@ -10,12 +10,26 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import tensorflow_datasets as tfds
+from google.protobuf import json_format
 
 from harmoniad_jax.data.records import GOOD, Dataset, Record
 from harmoniad_jax.errors import UserError
 
 # Images and masks as they are stored: what they are decoded with is `preprocess.py`.
 STORED = {name: tfds.decode.SkipDecoding() for name in ("image", "mask")}
+
+
+# What the readers of shards and descriptions raise where bytes are missing or wrong.
+DAMAGES = (
+    AttributeError,
+    IndexError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    json_format.Error,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +53,23 @@ class StoredImage:
         return PurePosixPath(self.path).name
 
     def read_bytes(self) -> bytes:
-        return self.source[self.index][self.feature]
+        """The encoded image.
+
+        Raises:
+          UserError: it was damaged on disk.
+        """
+        reason = "it is cut"
+        try:
+            data = self.source[self.index][self.feature]
+            # A cut shard gives nothing instead of an error.
+            if isinstance(data, bytes) and data:
+                return data
+        except DAMAGES as error:
+            reason = _one_line(error)
+        raise UserError(
+            f"{self} cannot be read ({reason}); prepare its data set again with "
+            "python -m tfds_builders.prepare NAME --overwrite."
+        )
 
     def __str__(self) -> str:
         return f"the {self.feature} of {self.path}"
@@ -63,12 +93,17 @@ def prepared_dataset(folder: Path) -> Dataset:
             else []
             for split in ("train", "test")
         )
-    except (OSError, KeyError, ValueError, tfds.core.DatasetNotFoundError) as error:
+    except (*DAMAGES, tfds.core.DatasetNotFoundError) as error:
         raise UserError(
-            f"{folder} is damaged or was not prepared by tfds_builders ({error}); "
-            "prepare it again with python -m tfds_builders.prepare NAME --overwrite."
+            f"{folder} is damaged or was not prepared by tfds_builders "
+            f"({_one_line(error)}); prepare it again with "
+            "python -m tfds_builders.prepare NAME --overwrite."
         ) from None
     return Dataset(train=train, test=test)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _records(source: Any, columns: dict[str, Sequence[str]]) -> list[Record]:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from harmoniad_jax.data.records import GOOD
 from harmoniad_jax.errors import UserError
-from tfds_builders.anomaly_builder import AnomalyBuilder, Counts, Entry, Example
+from tfds_builders.anomaly_builder import SPLITS, AnomalyBuilder, Counts, Entry, Example
 from tfds_builders.archives import Tree
 
 SPLIT_FILE = "split_csv/1cls.csv"
@@ -67,6 +67,11 @@ class Builder(AnomalyBuilder):
                 continue  # a partial copy
             # The image label is that of the folder, as in the other data sets.
             is_good = PurePosixPath(row["image"]).parent.name == "Normal"
+            if row["split"] not in SPLITS or (row["split"] == "train" and not is_good):
+                raise UserError(
+                    f"{tree.path}: {split_files[0]} puts {row['image']!r} into "
+                    f"{row['split']!r}; it is not the published one."
+                )
             examples.append(
                 Example(
                     category=row["object"],
@@ -81,8 +86,11 @@ class Builder(AnomalyBuilder):
 
 
 def _rows(tree: Tree, name: str) -> list[dict[str, str]]:
-    text = tree.read(name).decode("utf-8-sig")
-    rows = list(csv.DictReader(io.StringIO(text)))
+    try:
+        text = tree.read(name).decode("utf-8-sig")
+        rows = list(csv.DictReader(io.StringIO(text)))
+    except (UnicodeDecodeError, csv.Error):
+        rows = []
     if not rows or not set(COLUMNS) <= set(rows[0]):
         raise UserError(
             f"{tree.path}: {name} is no table with the columns {', '.join(COLUMNS)}."
