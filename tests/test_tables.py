@@ -5,7 +5,12 @@ import math
 import numpy as np
 import pytest
 
-from harmoniad_jax.metrics import METRIC_NAMES, category_metrics, mean_metrics
+from harmoniad_jax.metrics import (
+    METRIC_NAMES,
+    category_metrics,
+    mean_metrics,
+    mean_metrics_per_dataset,
+)
 from harmoniad_jax.report.tables import HEADINGS, results_table
 
 
@@ -84,6 +89,35 @@ def test_columns_are_aligned_and_form_a_markdown_table():
     first, *others = lines[1].strip("|").split("|")
     assert set(first) == {"-"}
     assert all(set(rule) == {"-", ":"} and rule.endswith("-:") for rule in others)
+
+
+def test_joined_data_sets_have_a_row_each_before_the_mean():
+    per_category = {
+        "folder/pill": figures(0.5, 10),
+        "demo/pill": figures(0.25, 20),
+        "folder/nut": figures(0.75, 30),
+    }
+    results = {
+        "per_category": per_category,
+        "per_dataset": mean_metrics_per_dataset(per_category),
+        "mean": mean_metrics(per_category),
+    }
+    rows = cells(results_table(results))[1:]
+    assert [row[:3] for row in rows] == [
+        ["folder/pill", "10", "50.0"],
+        ["demo/pill", "20", "25.0"],
+        ["folder/nut", "30", "75.0"],
+        ["mean of folder", "40", "62.5"],
+        ["mean of demo", "20", "25.0"],
+        ["mean", "60", "50.0"],
+    ]
+
+
+def test_results_of_one_data_set_have_no_row_for_it():
+    """Nor those that were written before data sets could be joined."""
+    older = {name: value for name, value in RESULTS.items() if name != "per_dataset"}
+    assert results_table(older) == results_table(RESULTS)
+    assert "mean of" not in results_table(RESULTS)
 
 
 def test_takes_what_the_metrics_give():

@@ -10,10 +10,12 @@ may be killed at any time, several may write at once, and a reader needs no lock
 a chunk into memory and keeps it, even if another process removes the file.
 """
 
+import dataclasses
 import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import time
 import uuid
@@ -26,13 +28,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from harmoniad_jax.data.records import Record
+from harmoniad_jax.data.records import ImageFile, Record
 from harmoniad_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 DESCRIPTION_FILE = "features.json"
 UNFINISHED = ".unfinished"
+FOLDER_NAME = re.compile("[0-9a-f]{16}")
 # Unfinished chunks of killed processes are removed when no one can be writing them.
 ABANDONED_SECONDS = 24 * 3600
 IMAGE, CHECKSUM = "image", "checksum"
@@ -82,17 +85,20 @@ class FeatureCache:
 
     def _map(self, path: Path) -> None:
         try:
-            chunk = np.load(path, mmap_mode="r", allow_pickle=False)
+            chunk = np.lib.format.open_memmap(path, mode="r")
             if chunk.dtype != self.row or chunk.ndim != 1:
                 raise ValueError(f"it holds {chunk.dtype}")
+            rows = {row[IMAGE].decode("ascii"): (path, row) for row in chunk}
         except FileNotFoundError:
             return  # another process made room
-        except (OSError, ValueError) as error:
-            logger.warning("%s is damaged and left out (%s)", path, error)
-            path.unlink(missing_ok=True)
+        except OSError as error:
+            logger.warning("%s cannot be read and is left out (%s)", path, error)
             return
-        for row in chunk:
-            self._rows[row[IMAGE].decode()] = (path, row)
+        except Exception as error:  # numpy lets through what Python's own parser raises
+            logger.warning("%s is damaged and removed (%s)", path, error)
+            _remove(path)
+            return
+        self._rows |= rows
 
     def __contains__(self, image: str) -> bool:
         return image in self._rows
@@ -158,19 +164,20 @@ class FeatureCache:
         Raises:
           UserError: the disk is too full all the same.
         """
+        self.refresh()
         self._remove_abandoned()
         used = {self._rows[image][0] for image in images if image in self._rows}
         for path in used:
             _touch(path)
         needed = self.bytes_for(sum(image not in self._rows for image in images))
-        others = [path for path in self.root.glob("*/*.npy") if path not in used]
+        others = [path for path in self._files("*.npy") if path not in used]
         sizes = {path: size for path in [*others, *used] if (size := _size(path))}
         total = sum(sizes.values())
         for path in sorted(others, key=_last_used):
             if total + needed <= limit:
                 break
-            path.unlink(missing_ok=True)
-            total -= sizes.get(path, 0)
+            if _remove(path):
+                total -= sizes.get(path, 0)
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise UserError(
@@ -181,9 +188,18 @@ class FeatureCache:
             )
 
     def _remove_abandoned(self) -> None:
-        for path in self.root.glob(f"*/*{UNFINISHED}"):
+        for path in self._files(f"*{UNFINISHED}"):
             if time.time() - _last_used(path) > ABANDONED_SECONDS:
-                path.unlink(missing_ok=True)
+                _remove(path)
+
+    def _files(self, pattern: str) -> list[Path]:
+        """Files of every setting in the cache folder, and nothing else that lies there."""
+        folders = [
+            folder
+            for folder in self.root.iterdir()
+            if FOLDER_NAME.fullmatch(folder.name) and (folder / DESCRIPTION_FILE).is_file()
+        ]
+        return [path for folder in folders for path in folder.glob(pattern)]
 
 
 def image_hashes(records: Iterable[Record], threads: int) -> list[str]:
@@ -209,6 +225,32 @@ def image_hashes(records: Iterable[Record], threads: int) -> list[str]:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class UnchangedImage:
+    """An image file that must still hold what it held when it was hashed."""
+
+    file: ImageFile
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        return self.file.name
+
+    def read_bytes(self) -> bytes:
+        """The encoded image.
+
+        Raises:
+          UserError: it is another one by now.
+        """
+        data = self.file.read_bytes()
+        if hashlib.sha256(data).hexdigest() != self.sha256:
+            raise UserError(f"{self.file} changed while the program ran; start again.")
+        return data
+
+    def __str__(self) -> str:
+        return str(self.file)
+
+
 def gigabytes(size: float) -> str:
     """A number of bytes for the reader of a message."""
     return f"{size / 1e9:,.2f} GB"
@@ -223,9 +265,19 @@ def _checksum(row: np.void, names: Sequence[str]) -> int:
 
 def _cannot_write(folder: Path, error: OSError) -> str:
     return (
-        f"features cannot be stored in {folder} ({error.strerror}); name another folder "
-        "with --config.cache.folder=DIR, or train without: --config.cache.enabled=False."
+        f"features cannot be stored in {folder} ({error.strerror or error}); name another "
+        "folder with --config.cache.folder=DIR, or train without them: "
+        "--config.cache.enabled=False."
     )
+
+
+def _remove(path: Path) -> bool:
+    """Whether a file is gone; it may be another user's."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        return False
+    return True
 
 
 def _touch(path: Path) -> None:

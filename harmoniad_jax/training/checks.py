@@ -83,8 +83,11 @@ def data_problems(config: Config) -> list[str]:
             f"data.root={data.root!r} is not a folder; expected one that holds "
             "CATEGORY/train/good/ with images"
         )
+    named = {category.partition("/")[0] for category in data.categories}
     for name in data.sources:
-        if name in BUILDERS:
+        # Of several sources, those that no chosen category comes from are not opened.
+        chosen = len(data.sources) == 1 or not named or name in named
+        if name in BUILDERS and chosen:
             problem = missing_data(name, data.manual_dir, data.data_dir)
             if problem:
                 problems.append(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import importlib.metadata
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -11,11 +12,15 @@ from typing import Any, NamedTuple
 import grain
 import jax
 import numpy as np
-import PIL
 from tqdm import tqdm
 
 from harmoniad_jax.data import preprocess
-from harmoniad_jax.data.feature_cache import FeatureCache, gigabytes, image_hashes
+from harmoniad_jax.data.feature_cache import (
+    FeatureCache,
+    UnchangedImage,
+    gigabytes,
+    image_hashes,
+)
 from harmoniad_jax.data.pipeline import evaluation_batches, image_loader, training_order
 from harmoniad_jax.data.records import Record
 from harmoniad_jax.model import backbone, position_embedding
@@ -27,8 +32,12 @@ logger = logging.getLogger(__name__)
 
 # A killed run has fewer than these to encode again.
 CHUNK_IMAGES = 64
+# A mapped chunk holds a file descriptor, of which a process often has 1024: larger sets
+# have larger chunks instead of more.
+MOST_CHUNKS = 256
 # A change in any of these may change features.
 PROGRAM = (preprocess, backbone, position_embedding)
+LIBRARIES = ("flax", "jax", "pillow", "transformers")
 
 
 class TrainingData(NamedTuple):
@@ -83,7 +92,7 @@ def _open_cache(run: Run) -> FeatureCache:
     return FeatureCache(
         Path(folder).expanduser() if folder else cache_folder() / "features",
         {
-            "encoder": run.encoder.description.name,
+            "architecture": run.encoder.description.hf_config.to_dict(),
             "weights": run.encoder.weight_hash,
             "blocks": run.encoder.groups,
             "image_side": run.encoder.image_side,
@@ -92,8 +101,7 @@ def _open_cache(run: Run) -> FeatureCache:
             "dtype": run.config.encoder.dtype,
             "matmul_precision": str(jax.config.jax_default_matmul_precision),
             "backend": jax.default_backend(),
-            "jax": jax.__version__,
-            "pillow": PIL.__version__,
+            "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
             "program": _hash_of_program(),
         },
         {name: shape.shape[1:] for name, shape in shapes.items()},
@@ -133,26 +141,23 @@ def _encode(
         )
         return False
     cache.make_room(images, limit)
-    missing = [image for image in images if image not in cache]
+    missing = sum(image not in cache for image in images)
     logger.info(
         "features of %d images, %s in %s; %d are to be encoded",
         len(images),
         gigabytes(size),
         cache.folder,
-        len(missing),
+        missing,
     )
-    count = jax.process_count()
-    _fill(
-        run,
-        encoder_params,
-        cache,
-        [images[i] for i in missing[jax.process_index() :: count]],
-    )
+    index, count = jax.process_index(), jax.process_count()
+    # By place in the whole list, so that processes agree, whatever each of them found.
+    share = list(images)[index::count]
+    _fill(run, encoder_params, cache, [images[i] for i in share if i not in cache])
     if count > 1:
         # What the others encoded is there now, or on disks that are not ours.
         jax.experimental.multihost_utils.sync_global_devices("features")
         cache.refresh()
-        _fill(run, encoder_params, cache, [images[i] for i in missing if i not in cache])
+        _fill(run, encoder_params, cache, [images[i] for i in images if i not in cache])
     return True
 
 
@@ -161,6 +166,7 @@ def _fill(
 ) -> None:
     """Encodes images on this process's devices and stores their features."""
     waiting: list[tuple[str, dict[str, np.ndarray]]] = []
+    chunk_images = max(CHUNK_IMAGES, len(records) // MOST_CHUNKS)
 
     def store() -> None:
         hashes, rows = zip(*waiting, strict=True)
@@ -171,7 +177,7 @@ def _fill(
         records, _features(run, encoder_params, records), strict=True
     ):
         waiting.append((record.sha256, features))
-        if len(waiting) == CHUNK_IMAGES:
+        if len(waiting) == chunk_images:
             store()
     if waiting:
         store()
@@ -186,7 +192,7 @@ def _features(
         encoder_params = replicate(mesh, run.encoder.params)
     encode = jax.jit(run.encoder.encode)
     batches = evaluation_batches(
-        records,
+        [dataclasses.replace(r, image=UnchangedImage(r.image, r.sha256)) for r in records],
         image_side=run.encoder.image_side,
         batch_size=run.config.evaluation.batch_size,
         threads=run.config.data.threads,

@@ -1,13 +1,23 @@
 """Batches: every image once an epoch, exactly resumable, in shares, in order."""
 
+import collections
 import itertools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from harmoniad_jax.data.pipeline import evaluation_batches, read_masks, training_batches
+from harmoniad_jax.data.pipeline import (
+    evaluation_batches,
+    image_loader,
+    read_masks,
+    training_batches,
+    training_order,
+)
 from harmoniad_jax.data.preprocess import preprocess, read_image, resize_mask
 from harmoniad_jax.data.records import Record
 from harmoniad_jax.errors import UserError
@@ -29,8 +39,9 @@ def records(tmp_path_factory):
 
 
 def iterator(records, **changes):
-    settings = {"image_side": 4, "batch_size": 4, "seed": 0, "threads": 2}
-    return training_batches(records, **(settings | changes))
+    settings = {"image_side": 4, "batch_size": 4, "seed": 0, "threads": 2} | changes
+    order = training_order(records, seed=settings.pop("seed"))
+    return training_batches(order, image_loader(settings.pop("image_side")), **settings)
 
 
 def indices(images):
@@ -155,6 +166,202 @@ def test_a_damaged_training_image_is_named(with_damaged):
     batches = iterator(with_damaged)
     with pytest.raises(UserError, match="damaged.png cannot be read"):
         take(batches, 3)
+
+
+# The order that training reads in, with and without balance of the categories.
+
+
+def listed(*sizes):
+    """Records without files: so many of each category, in turns of no pattern."""
+    records = [
+        Record(Path(f"{category}-{index}.png"), f"category {category}")
+        for category, size in enumerate(sizes)
+        for index in range(size)
+    ]
+    shuffled = np.random.default_rng(0).permutation(len(records))
+    return [records[index] for index in shuffled]
+
+
+def first(order, count, begin=0):
+    return [order[index].key for index in range(begin, begin + count)]
+
+
+def reader(order, batch_size=6, **share):
+    """Batches of the records' keys."""
+    load = lambda record: np.array(record.key)  # noqa: E731
+    return training_batches(order, load, batch_size=batch_size, threads=2, **share)
+
+
+def keys(batches, count):
+    return [next(batches).tolist() for _ in range(count)]
+
+
+sizes_of_categories = st.lists(st.integers(1, 7), min_size=1, max_size=8)
+
+
+@given(sizes_of_categories, st.integers(0, 2**31), st.integers(0, 5))
+@settings(deadline=None, max_examples=20)
+def test_an_epoch_holds_each_record_once(sizes, seed, epoch):
+    records = listed(*sizes)
+    order = training_order(records, seed=seed)
+    found = first(order, len(records), epoch * len(records))
+    assert sorted(found) == sorted(record.key for record in records)
+
+
+def test_epochs_and_seeds_differ_in_order():
+    records = listed(9, 7)
+    orders = {
+        tuple(first(training_order(records, seed=seed), 16, 16 * epoch))
+        for seed in range(4)
+        for epoch in range(4)
+    }
+    assert len(orders) == 16
+
+
+@given(
+    sizes_of_categories,
+    st.integers(0, 2**31),
+    st.one_of(st.integers(0, 100), st.integers(0, 10**9)),
+    st.integers(1, 4),
+)
+@settings(deadline=None, max_examples=30)
+def test_every_category_comes_equally_often(sizes, seed, begin, rounds):
+    """In any window of as many rows as there are categories, or a multiple of it."""
+    records = listed(*sizes)
+    order = training_order(records, seed=seed, class_balanced=True)
+    window = [order[begin + index].category for index in range(rounds * len(sizes))]
+    assert collections.Counter(window) == dict.fromkeys(
+        {record.category for record in records}, rounds
+    )
+
+
+@pytest.mark.parametrize("categories", [1, 2, 3, 7, 30, 101])
+def test_any_number_of_categories_is_balanced(categories):
+    order = training_order(listed(*[2] * categories), seed=3, class_balanced=True)
+    window = [order[index].category for index in range(11, 11 + categories)]
+    assert set(collections.Counter(window).values()) == {1}
+    assert len(set(window)) == categories
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=4), st.integers(0, 2**31))
+@settings(deadline=None, max_examples=15)
+def test_each_image_of_a_category_comes_once_in_its_epoch(sizes, seed):
+    records = listed(*sizes)
+    order = training_order(records, seed=seed, class_balanced=True)
+    found = collections.defaultdict(list)
+    for index in range(3 * max(sizes) * len(sizes)):
+        found[order[index].category].append(order[index].key)
+    for category, images in found.items():
+        expected = sorted(r.key for r in records if r.category == category)
+        for begin in range(0, len(images) - len(expected) + 1, len(expected)):
+            assert sorted(images[begin : begin + len(expected)]) == expected
+
+
+def test_epochs_and_seeds_differ_in_order_when_balanced():
+    """Of each category by itself: to change places with another would not be enough."""
+    records = listed(9, 9, 9)
+    orders = set()
+    for seed, epoch in itertools.product(range(3), range(3)):
+        order = training_order(records, seed=seed, class_balanced=True)
+        part = first(order, 27, 27 * epoch)
+        orders |= {
+            tuple(key for key in part if key.startswith(f"category {category}/"))
+            for category in range(3)
+        }
+    assert len(orders) == 3 * 3 * 3
+
+
+def test_categories_of_one_size_are_not_read_in_step():
+    """Whatever the seed: no two categories are in the same order, for no two seeds."""
+    records = listed(9, 9, 9)
+    orders = collections.Counter()
+    for seed in range(4):
+        order = training_order(records, seed=seed, class_balanced=True)
+        found = first(order, 27)
+        for category in range(3):
+            numbers = [k.split("-")[1] for k in found if f" {category}/" in k]
+            orders[tuple(numbers)] += 1
+    assert len(orders) == 4 * 3
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_an_order_is_decided_by_its_seed(balanced):
+    def order(seed):
+        records = listed(5, 3, 1)
+        return first(training_order(records, seed=seed, class_balanced=balanced), 60)
+
+    assert order(4) == order(4)
+    assert order(4) != order(5)
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_access_at_random_equals_reading_in_turn(balanced):
+    order = training_order(listed(5, 3, 1), seed=1, class_balanced=balanced)
+    in_turn = flatten(keys(reader(order), 12))
+    places = np.random.default_rng(0).permutation(len(in_turn))
+    assert [order[int(i)].key for i in places] == [in_turn[i] for i in places]
+
+
+def test_balance_holds_in_batches():
+    """Also where the categories do not divide the batch: none is ahead by more than one."""
+    order = training_order(listed(7, 2, 1, 4), seed=0, class_balanced=True)
+    for batch in keys(reader(order, batch_size=6), 10):
+        counts = collections.Counter(key.split("/")[0] for key in batch)
+        assert sorted(counts.values()) == [1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("processes", [2, 3])
+def test_shares_are_disjoint_and_complete(balanced, processes):
+    order = training_order(listed(5, 3, 1), seed=1, class_balanced=balanced)
+    whole = keys(reader(order), 9)
+    shares = [
+        keys(reader(order, process_index=index, process_count=processes), 9)
+        for index in range(processes)
+    ]
+    for batch, *parts in zip(whole, *shares, strict=True):
+        assert flatten(zip(*parts, strict=True)) == batch
+
+
+@pytest.mark.parametrize("done", [0, 1, 4])
+@pytest.mark.parametrize("share", [{}, {"process_index": 1, "process_count": 2}])
+def test_a_balanced_order_continues_exactly(done, share):
+    order = training_order(listed(5, 3, 1), seed=1, class_balanced=True)
+    uninterrupted = reader(order, **share)
+    keys(uninterrupted, done)
+    state = json.loads(json.dumps(uninterrupted.get_state()))
+    expected = keys(uninterrupted, 8)
+    order = training_order(listed(5, 3, 1), seed=1, class_balanced=True)
+    resumed = reader(order, **share)
+    resumed.set_state(state)
+    assert keys(resumed, 8) == expected
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_what_is_loaded_of_a_record_changes_nothing_of_the_order(balanced):
+    """A state that was saved while images were read continues with features."""
+    records = listed(5, 3, 1)
+    order = training_order(records, seed=1, class_balanced=balanced)
+    batches = reader(order)
+    keys(batches, 3)
+    known = [Record(r.image, r.category, sha256=r.key) for r in records]
+    order = training_order(known, seed=1, class_balanced=balanced)
+
+    def load(record):
+        return {"a": np.array(record.sha256), "b": np.zeros((2, 3), np.float16)}
+
+    others = training_batches(order, load, batch_size=6, threads=3)
+    others.set_state(batches.get_state())
+    for expected in keys(batches, 5):
+        batch = next(others)
+        assert batch["a"].tolist() == expected
+        assert (batch["b"].dtype, batch["b"].shape) == (np.float16, (6, 2, 3))
+
+
+def test_no_record_is_read_to_know_the_order():
+    """There are no such files: the order of a whole run can be known before it."""
+    order = training_order(listed(4, 2), seed=0, class_balanced=True)
+    assert len(first(order, 100)) == 100
 
 
 # Evaluation.

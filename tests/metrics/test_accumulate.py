@@ -12,6 +12,7 @@ from harmoniad_jax.metrics import (
     aupro,
     category_metrics,
     mean_metrics,
+    mean_metrics_per_dataset,
     ranking_metrics,
 )
 
@@ -140,3 +141,63 @@ def test_mean_of_nothing_is_undefined():
     assert mean.pop("num_images") == 0
     assert tuple(mean) == METRIC_NAMES
     assert all(math.isnan(value) for value in mean.values())
+
+
+def random_figures(random):
+    """A category's figures; a fifth of them undefined."""
+    values = random.random(len(METRIC_NAMES))
+    values[random.random(len(METRIC_NAMES)) < 0.2] = math.nan
+    figures = dict(zip(METRIC_NAMES, values.tolist(), strict=True))
+    return figures | {"num_images": int(random.integers(1, 100))}
+
+
+def same(first, second):
+    """Equal figures, undefined ones included."""
+    assert first.keys() == second.keys()
+    for name in first:
+        np.testing.assert_equal(first[name], second[name])
+
+
+@given(st.integers(0, 2**32 - 1), st.lists(st.integers(1, 4), max_size=4))
+@settings(deadline=None, max_examples=30)
+def test_each_data_set_has_the_mean_of_its_own_categories(seed, sizes):
+    """As if it had been evaluated alone, whatever order the categories are in."""
+    random = np.random.default_rng(seed)
+    alone = {
+        f"set{index}": {f"{part}": random_figures(random) for part in range(size)}
+        for index, size in enumerate(sizes)
+    }
+    joined = [
+        (f"{name}/{category}", figures)
+        for name, part in alone.items()
+        for category, figures in part.items()
+    ]
+    joined = {joined[i][0]: joined[i][1] for i in random.permutation(len(joined))}
+    found = mean_metrics_per_dataset(joined)
+    assert found.keys() == alone.keys()
+    for name, part in alone.items():
+        same(found[name], mean_metrics(part))
+
+
+def test_categories_of_one_data_set_have_no_data_set():
+    figures = random_figures(np.random.default_rng(0))
+    assert mean_metrics_per_dataset({"bottle": figures, "pill": figures}) == {}
+    assert mean_metrics_per_dataset({}) == {}
+
+
+def test_data_sets_whose_names_begin_alike_are_kept_apart():
+    one = {name: 0.25 for name in METRIC_NAMES} | {"num_images": 3}
+    two = {name: 0.75 for name in METRIC_NAMES} | {"num_images": 5}
+    found = mean_metrics_per_dataset({"a/x": one, "ab/x/y": two, "a/y": two})
+    assert list(found) == ["a", "ab"]
+    assert found["ab"] == two
+    assert found["a"] == {name: 0.5 for name in METRIC_NAMES} | {"num_images": 8}
+
+
+def test_the_mean_over_all_weighs_categories_not_data_sets():
+    one = {name: 0.0 for name in METRIC_NAMES} | {"num_images": 1}
+    two = {name: 1.0 for name in METRIC_NAMES} | {"num_images": 1}
+    joined = {"a/x": one, "a/y": one, "a/z": one, "b/x": two}
+    means = [part["image_ap"] for part in mean_metrics_per_dataset(joined).values()]
+    assert means == [0.0, 1.0]
+    assert mean_metrics(joined)["image_ap"] == 0.25
