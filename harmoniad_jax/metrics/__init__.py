@@ -1,4 +1,7 @@
-"""Exact detection and localisation metrics: per category, then over categories."""
+"""Detection and localisation metrics: per category, then over categories.
+
+`category_metrics` is exact; `StreamingMetrics` bounds its error and its memory.
+"""
 
 from harmoniad_jax.metrics.accumulate import (
     METRIC_NAMES,
@@ -6,15 +9,24 @@ from harmoniad_jax.metrics.accumulate import (
     mean_metrics,
     mean_metrics_per_dataset,
 )
+from harmoniad_jax.metrics.curves import precision_recall_curve, pro_curve, roc_curve
+from harmoniad_jax.metrics.decisions import decision_figures
 from harmoniad_jax.metrics.ranking import RankingMetrics, ranking_metrics
 from harmoniad_jax.metrics.regions import aupro
+from harmoniad_jax.metrics.streaming import BoundedMetrics, StreamingMetrics
 
 __all__ = [
     "METRIC_NAMES",
+    "BoundedMetrics",
     "RankingMetrics",
+    "StreamingMetrics",
     "aupro",
     "category_metrics",
+    "decision_figures",
     "mean_metrics",
     "mean_metrics_per_dataset",
+    "precision_recall_curve",
+    "pro_curve",
     "ranking_metrics",
+    "roc_curve",
 ]

@@ -1,12 +1,13 @@
 """The seven figures of one category, and their mean over categories."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
-from harmoniad_jax.metrics.ranking import ranking_metrics
-from harmoniad_jax.metrics.regions import aupro
+from harmoniad_jax.metrics.ranking import check_scores, metrics_of, ranking_metrics
+from harmoniad_jax.metrics.regions import aupro_of, rank_regions
 
 METRIC_NAMES = (
     "image_auroc",
@@ -46,37 +47,68 @@ def category_metrics(
     Raises:
       ValueError: for other dtypes or shapes, or non-finite scores.
     """
-    anomaly_maps, masks = np.asarray(anomaly_maps), np.asarray(masks)
-    image_scores, image_labels = np.asarray(image_scores), np.asarray(image_labels)
-    if anomaly_maps.ndim != 3 or masks.shape != anomaly_maps.shape:
-        raise ValueError(
-            f"anomaly_maps and masks: received shapes {anomaly_maps.shape} and "
-            f"{masks.shape}, allowed the same [N, H, W]"
-        )
-    num_images = len(anomaly_maps)
-    if mask_known is None:
-        mask_known = np.ones(num_images, dtype=bool)
-    mask_known = np.asarray(mask_known)
-    if mask_known.dtype != np.bool_:
-        raise ValueError(f"mask_known: received dtype {mask_known.dtype}, allowed bool")
-    for name, array in (
-        ("image_scores", image_scores),
-        ("image_labels", image_labels),
-        ("mask_known", mask_known),
-    ):
-        if array.shape != (num_images,):
-            raise ValueError(
-                f"{name}: received shape {array.shape}, allowed ({num_images},), one "
-                "value for each anomaly map"
-            )
+    predictions = Predictions.checked(
+        anomaly_maps, masks, image_scores, image_labels, mask_known
+    )
+    image = ranking_metrics(predictions.image_scores, predictions.image_labels)
+    pixels = rank_regions(predictions.anomaly_maps, predictions.masks)
+    return named_metrics(
+        (*image, *metrics_of(pixels), aupro_of(pixels)), len(predictions.image_scores)
+    )
 
-    image = ranking_metrics(image_scores, image_labels)
-    has_pixel_labels = mask_known & (masks.any(axis=(1, 2)) | ~image_labels)
-    if not has_pixel_labels.all():
-        anomaly_maps, masks = anomaly_maps[has_pixel_labels], masks[has_pixel_labels]
-    pixel = ranking_metrics(anomaly_maps, masks)
-    values = (*image, *pixel, aupro(anomaly_maps, masks))
+
+def named_metrics(values: Iterable[float], num_images: int) -> dict[str, float]:
+    """The seven figures under their names, with the number of images."""
     return {**dict(zip(METRIC_NAMES, values, strict=True)), "num_images": num_images}
+
+
+class Predictions(NamedTuple):
+    """What the figures are computed of: all images, and the pixels of known label."""
+
+    anomaly_maps: np.ndarray  # [M, H, W], of images whose pixels have labels
+    masks: np.ndarray  # [M, H, W] bool
+    image_scores: np.ndarray  # [N]
+    image_labels: np.ndarray  # [N] bool
+
+    @classmethod
+    def checked(
+        cls,
+        anomaly_maps: np.ndarray,
+        masks: np.ndarray,
+        image_scores: np.ndarray,
+        image_labels: np.ndarray,
+        mask_known: np.ndarray | None,
+    ) -> "Predictions":
+        """Takes and refuses what `category_metrics` says."""
+        anomaly_maps, masks = np.asarray(anomaly_maps), np.asarray(masks)
+        image_scores, image_labels = np.asarray(image_scores), np.asarray(image_labels)
+        if anomaly_maps.ndim != 3 or masks.shape != anomaly_maps.shape:
+            raise ValueError(
+                f"anomaly_maps and masks: received shapes {anomaly_maps.shape} and "
+                f"{masks.shape}, allowed the same [N, H, W]"
+            )
+        num_images = len(anomaly_maps)
+        if mask_known is None:
+            mask_known = np.ones(num_images, dtype=bool)
+        mask_known = np.asarray(mask_known)
+        if mask_known.dtype != np.bool_:
+            raise ValueError(f"mask_known: received dtype {mask_known.dtype}, allowed bool")
+        for name, array in (
+            ("image_scores", image_scores),
+            ("image_labels", image_labels),
+            ("mask_known", mask_known),
+        ):
+            if array.shape != (num_images,):
+                raise ValueError(
+                    f"{name}: received shape {array.shape}, allowed ({num_images},), "
+                    "one value for each anomaly map"
+                )
+        check_scores(image_scores, image_labels)
+        check_scores(anomaly_maps, masks)
+        has_pixel_labels = mask_known & (masks.any(axis=(1, 2)) | ~image_labels)
+        if not has_pixel_labels.all():
+            anomaly_maps, masks = anomaly_maps[has_pixel_labels], masks[has_pixel_labels]
+        return cls(anomaly_maps, masks, image_scores, image_labels)
 
 
 def mean_metrics(per_category: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -14,6 +14,26 @@ class RankingMetrics(NamedTuple):
     f1max: float
 
 
+class Ranking(NamedTuple):
+    """Who ranks above whom: all that any of the figures and curves needs.
+
+    A row for each distinct score of a positive, highest first. Scores of negatives alone
+    need none: between two rows recall stands still while precision falls, so neither AP
+    nor the best F1 can change there, and curves are straight.
+    """
+
+    positives: np.ndarray  # [K], how many positives have this score, at least 1
+    weights: np.ndarray  # [K] float64, sum of the weights of those
+    negatives_above: np.ndarray  # [K], how many negatives score higher
+    negatives_tied: np.ndarray  # [K], how many negatives have this score too
+    num_negatives: int  # of all scores
+
+    @property
+    def is_defined(self) -> bool:
+        """Whether there are positives and negatives; no figure is defined otherwise."""
+        return len(self.positives) > 0 and self.num_negatives > 0
+
+
 def check_scores(scores: np.ndarray, labels: np.ndarray) -> None:
     """Refuses scores and labels on which no exact metric can be computed.
 
@@ -43,6 +63,45 @@ def check_scores(scores: np.ndarray, labels: np.ndarray) -> None:
         )
 
 
+def rank(
+    scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None
+) -> Ranking:
+    """Counts positives and negatives by score.
+
+    Args:
+      scores: any shape, float32 or float64, finite; larger is more anomalous.
+      labels: the same shape, bool; True is defective.
+      weights: [P] float64, of the positives in the order of `scores[labels]`. Default:
+        one for each.
+
+    Raises:
+      ValueError: for other dtypes, different shapes or non-finite scores.
+    """
+    scores, labels = np.asarray(scores), np.asarray(labels)
+    check_scores(scores, labels)
+    # Sorting the values of each class avoids an argsort of all pixels, which is about
+    # ten times slower and needs eight bytes of index a pixel. Positives are few, so
+    # every array below but `negatives` is small.
+    negatives = scores[~labels]
+    negatives.sort()
+    if weights is None:
+        thresholds, positives = np.unique(scores[labels], return_counts=True)
+        weights = positives.astype(np.float64)
+    else:
+        thresholds, tie = np.unique(scores[labels], return_inverse=True)
+        positives, weights = np.bincount(tie), np.bincount(tie, weights)
+    thresholds = thresholds[::-1]
+    below = np.searchsorted(negatives, thresholds, side="left")
+    up_to = np.searchsorted(negatives, thresholds, side="right")
+    return Ranking(
+        positives=positives[::-1],
+        weights=weights[::-1],
+        negatives_above=len(negatives) - up_to,
+        negatives_tied=up_to - below,
+        num_negatives=len(negatives),
+    )
+
+
 def ranking_metrics(scores: np.ndarray, labels: np.ndarray) -> RankingMetrics:
     """Computes AUROC, average precision and the best F1 over all thresholds.
 
@@ -58,34 +117,50 @@ def ranking_metrics(scores: np.ndarray, labels: np.ndarray) -> RankingMetrics:
 
     Raises:
       ValueError: for other dtypes, different shapes or non-finite scores.
+    """
+    return metrics_of(rank(scores, labels))
+
+
+def metrics_of(ranking: Ranking) -> RankingMetrics:
+    """The same of a ranking, whatever the weights.
 
     AUROC is the Mann-Whitney statistic, P(positive > negative) + P(equal) / 2
     (Hanley and McNeil, 1982); AP is the sum of precision times gain in recall.
     """
-    scores, labels = np.asarray(scores), np.asarray(labels)
-    check_scores(scores, labels)
-    num_positive = int(np.count_nonzero(labels))
-    num_negative = labels.size - num_positive
-    if num_positive == 0 or num_negative == 0:
+    if not ranking.is_defined:
         return RankingMetrics(math.nan, math.nan, math.nan)
+    positives, num_negatives = ranking.positives, ranking.num_negatives
+    outranked = num_negatives - ranking.negatives_above - ranking.negatives_tied / 2
+    true_positives = np.cumsum(positives)
+    num_positives = true_positives[-1]
+    predicted = true_positives + ranking.negatives_above + ranking.negatives_tied
+    return RankingMetrics(
+        auroc=float(np.sum(positives * outranked) / num_positives / num_negatives),
+        average_precision=float(
+            np.sum(positives * (true_positives / predicted)) / num_positives
+        ),
+        f1max=float(np.max(2 * true_positives / (num_positives + predicted))),
+    )
 
-    # Sorting the values of each class avoids an argsort of all pixels, which is about
-    # ten times slower and needs eight bytes of index a pixel. Only the distinct
-    # positive scores are needed as thresholds: between two of them recall stands still
-    # while precision falls, so neither AP nor the best F1 can change there. Positives
-    # are few, so every array below but `negatives` is small.
-    negatives = scores[~labels]
-    negatives.sort()
-    thresholds, tie_sizes = np.unique(scores[labels], return_counts=True)
-    negatives_below = np.searchsorted(negatives, thresholds, side="left")
-    negatives_up_to = np.searchsorted(negatives, thresholds, side="right")
 
-    num_ordered_twice = int(np.sum(tie_sizes * (negatives_below + negatives_up_to)))
-    auroc = num_ordered_twice / (2 * num_positive * num_negative)
+def detection_curve(ranking: Ranking) -> tuple[np.ndarray, np.ndarray]:
+    """The share of the weight that is found, against the false-positive rate.
 
-    true_positives = np.cumsum(tie_sizes[::-1])[::-1]
-    predicted_positives = true_positives + (num_negative - negatives_below)
-    precision = true_positives / predicted_positives
-    average_precision = np.sum(tie_sizes * precision) / num_positive
-    f1 = 2 * true_positives / (num_positive + predicted_positives)
-    return RankingMetrics(auroc, float(average_precision), float(np.max(f1)))
+    With weights of one this is the ROC curve. Equal scores enter together, so ties of
+    both classes are a straight line between the two vertices of their row.
+
+    Args:
+      ranking: one in which `is_defined`.
+
+    Returns:
+      The vertices, both [2 K + 2] float64 and rising from 0 to 1.
+    """
+    above, tied = ranking.negatives_above, ranking.negatives_tied
+    rate = np.stack([above, above + tied], axis=1).ravel() / ranking.num_negatives
+    found = np.concatenate([[0.0], np.cumsum(ranking.weights)])
+    found /= found[-1]  # Weights may not be whole: this ends at exactly 1.
+    found = np.stack([found[:-1], found[1:]], axis=1).ravel()
+    return (
+        np.concatenate([[0.0], rate, [1.0]]),
+        np.concatenate([[0.0], found, [1.0]]),
+    )

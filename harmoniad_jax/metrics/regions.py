@@ -5,14 +5,18 @@ import math
 import numpy as np
 from scipy import ndimage
 
-from harmoniad_jax.metrics.ranking import check_scores
+from harmoniad_jax.metrics.ranking import Ranking, check_scores, detection_curve, rank
+
+FPR_LIMIT = 0.3  # of the source that `aupro` names
 
 # 8-connected within an image, not connected between images: one call labels all.
 _CONNECTED = np.zeros((3, 3, 3), dtype=bool)
 _CONNECTED[1] = True
 
 
-def aupro(anomaly_maps: np.ndarray, masks: np.ndarray, fpr_limit: float = 0.3) -> float:
+def aupro(
+    anomaly_maps: np.ndarray, masks: np.ndarray, fpr_limit: float = FPR_LIMIT
+) -> float:
     """Computes the exact normalised area under the per-region overlap curve.
 
     The curve is the mean over all 8-connected defect regions of the share of the region
@@ -33,46 +37,60 @@ def aupro(anomaly_maps: np.ndarray, masks: np.ndarray, fpr_limit: float = 0.3) -
 
     Source: Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 2021.
     """
+    check_limit(fpr_limit)
+    return aupro_of(rank_regions(anomaly_maps, masks), fpr_limit)
+
+
+def check_limit(fpr_limit: float) -> None:
+    """Refuses a false-positive rate outside (0, 1] with a ValueError."""
+    if not 0 < fpr_limit <= 1:
+        raise ValueError(f"fpr_limit: received {fpr_limit}, allowed 0 < fpr_limit <= 1")
+
+
+def rank_regions(anomaly_maps: np.ndarray, masks: np.ndarray) -> Ranking:
+    """Ranks pixels, weighted such that every region weighs one; `aupro` has the shapes."""
     anomaly_maps, masks = np.asarray(anomaly_maps), np.asarray(masks)
     if anomaly_maps.ndim != 3:
         raise ValueError(
             f"anomaly_maps: received shape {anomaly_maps.shape}, allowed [N, H, W]"
         )
-    if not 0 < fpr_limit <= 1:
-        raise ValueError(f"fpr_limit: received {fpr_limit}, allowed 0 < fpr_limit <= 1")
     check_scores(anomaly_maps, masks)
-    num_defective = int(np.count_nonzero(masks))
-    num_defect_free = masks.size - num_defective
-    if num_defective == 0 or num_defect_free == 0:
-        return math.nan
+    return rank(anomaly_maps, masks, region_weights(masks))
 
-    # Both selections list the defect pixels in the same order. Every region weighs the
-    # same, so a pixel weighs one over the size of its region.
+
+def region_weights(masks: np.ndarray) -> np.ndarray:
+    """One over the size of its region, for each defect pixel.
+
+    Args:
+      masks: [N, H, W], bool; True is defective.
+
+    Returns:
+      [P] float64 in (0, 1], in the order of `masks[masks]`.
+    """
     region = ndimage.label(masks, structure=_CONNECTED)[0][masks]
-    pixel_weight = 1.0 / np.bincount(region)[region].astype(np.float64)
-    thresholds, tie = np.unique(anomaly_maps[masks], return_inverse=True)
-    overlap_gain = np.bincount(tie, weights=pixel_weight)
+    return 1.0 / np.bincount(region)[region]
 
-    # Overlap changes only at the scores of defect pixels, so the curve is straight
-    # between two of them and these need two vertices each: just before the score
-    # (higher ones only) and at it. The defect-free pixels are sorted by value alone.
-    defect_free = anomaly_maps[~masks]
-    defect_free.sort()
-    thresholds = thresholds[::-1]
-    above = num_defect_free - np.searchsorted(defect_free, thresholds, side="right")
-    at_or_above = num_defect_free - np.searchsorted(defect_free, thresholds)
-    overlap = np.concatenate([[0.0], np.cumsum(overlap_gain[::-1])])
-    overlap /= overlap[-1]  # The number of regions, up to rounding: ends at exactly 1.
 
-    curve_fpr = np.stack([above, at_or_above], axis=1).ravel() / num_defect_free
-    curve_overlap = np.stack([overlap[:-1], overlap[1:]], axis=1).ravel()
-    curve_fpr = np.concatenate([[0.0], curve_fpr, [1.0]])
-    curve_overlap = np.concatenate([[0.0], curve_overlap, [1.0]])
+def aupro_of(ranking: Ranking, fpr_limit: float = FPR_LIMIT) -> float:
+    """The AUPRO of pixels that `rank_regions` ranked, in [0, 1] or NaN."""
+    if not ranking.is_defined:
+        return math.nan
+    rate, overlap = curve_up_to(fpr_limit, *detection_curve(ranking))
+    return float(np.trapezoid(overlap, rate) / fpr_limit)
 
-    kept = np.searchsorted(curve_fpr, fpr_limit, side="right")
-    overlap_at_limit = np.interp(fpr_limit, curve_fpr, curve_overlap)
-    area = np.trapezoid(
-        np.append(curve_overlap[:kept], overlap_at_limit),
-        np.append(curve_fpr[:kept], fpr_limit),
-    )
-    return float(area / fpr_limit)
+
+def curve_up_to(
+    limit: float, x: np.ndarray, y: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The part of a curve up to x = `limit`, with linear interpolation there.
+
+    Args:
+      limit: in (0, max(x)].
+      x: [K], rising, from 0.
+      y: [K].
+
+    Returns:
+      x and y of the vertices; the last x is `limit`.
+    """
+    kept = np.searchsorted(x, limit, side="right")
+    return np.append(x[:kept], limit), np.append(y[:kept], np.interp(limit, x, y))

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harmoniad_jax.data.preprocess import resize_mask
 from harmoniad_jax.metrics import (
     METRIC_NAMES,
     aupro,
@@ -91,6 +92,64 @@ def test_defective_images_alone_define_the_pixel_figures():
     assert [math.isnan(result[name]) for name in METRIC_NAMES] == [True] * 3 + [False] * 4
 
 
+def test_images_that_are_defective_everywhere_define_nothing():
+    ones = np.ones((3, 4, 4))
+    result = category_metrics(ones, ones > 0, np.arange(3.0), np.ones(3, bool))
+    assert all(math.isnan(result[name]) for name in METRIC_NAMES)
+    assert result["num_images"] == 3
+
+
+def test_a_defect_smaller_than_a_cell_is_still_a_region():
+    small, large = np.zeros((2, 80, 80), bool)
+    small[42:44, 13:15] = True  # a fraction of one of the 8 x 8 cells
+    large[20:60, 20:60] = True
+    masks = np.stack([resize_mask(mask, 8)[0] for mask in (small, large)])
+    assert masks.sum(axis=(1, 2)).tolist() == [1, 16]
+    maps = masks.astype(np.float32)
+    scores, labels = np.ones(2, np.float32), np.ones(2, bool)
+    found = category_metrics(maps, masks, scores, labels)
+    assert found["pixel_aupro"] == pytest.approx(1.0)
+    maps[0] = 1 - maps[0]  # The small one, of two regions, is found last.
+    maps[1] *= 2
+    missed = category_metrics(maps, masks, scores, labels)
+    assert missed["pixel_aupro"] == pytest.approx(0.5)
+
+
+def test_a_vanished_defect_is_left_out_of_the_pixel_figures():
+    """Were its pixels taken for defect-free, finding it would count as a mistake."""
+    maps, masks, scores, labels = make_category()
+    lost = np.arange(6) == 5
+    maps[lost] += 100 * masks[lost]
+    masks[lost] = False
+    result = category_metrics(maps, masks, scores, labels)
+    without = category_metrics(*(array[~lost] for array in (maps, masks, scores, labels)))
+    for name in METRIC_NAMES[3:]:
+        assert result[name] == without[name]
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(deadline=None, max_examples=30)
+def test_strictly_monotone_transforms_change_nothing(seed):
+    maps, masks, scores, labels = make_category(seed)
+    maps, scores = maps.astype(np.float64), scores.astype(np.float64)
+    expected = category_metrics(maps, masks, scores, labels)
+    assert category_metrics(np.exp(maps), masks, scores**3, labels) == expected
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(deadline=None, max_examples=30)
+def test_swapping_polarity_mirrors_auroc_or_leaves_it(seed):
+    maps, masks, scores, labels = make_category(seed)
+    expected = category_metrics(maps, masks, scores, labels)
+    mirrored = category_metrics(-maps, masks, -scores, labels)
+    for name in ("image_auroc", "pixel_auroc"):
+        assert mirrored[name] == pytest.approx(1 - expected[name], abs=1e-12)
+    swapped = ranking_metrics(-scores, ~labels).auroc
+    assert swapped == pytest.approx(expected["image_auroc"], abs=1e-12)
+    swapped = ranking_metrics(-maps, ~masks).auroc
+    assert swapped == pytest.approx(expected["pixel_auroc"], abs=1e-12)
+
+
 @given(st.integers(0, 2**32 - 1), st.permutations(range(6)))
 @settings(deadline=None, max_examples=30)
 def test_order_of_images_changes_nothing(seed, order):
@@ -107,6 +166,9 @@ def test_order_of_images_changes_nothing(seed, order):
         (2, np.zeros(5, np.float32), r"image_scores: received shape \(5,\)"),
         (3, np.zeros((6, 1), bool), r"image_labels: received shape \(6, 1\)"),
         (3, np.zeros(6, np.int64), "dtype int64, allowed bool"),
+        (1, np.zeros((6, 8, 8), np.uint8), "dtype uint8, allowed bool"),
+        (0, np.full((6, 8, 8), np.nan), "received 384 NaN or infinite"),
+        (2, np.full(6, np.inf), "received 6 NaN or infinite"),
     ],
 )
 def test_bad_input_is_refused(index, value, message):
@@ -114,6 +176,14 @@ def test_bad_input_is_refused(index, value, message):
     category[index] = value
     with pytest.raises(ValueError, match=message):
         category_metrics(*category)
+
+
+def test_broken_maps_are_refused_where_the_mask_is_unknown_too():
+    maps, masks, scores, labels = make_category()
+    known = np.arange(6) != 3
+    maps[3, 0, 0] = np.nan
+    with pytest.raises(ValueError, match="received 1 NaN or infinite"):
+        category_metrics(maps, masks, scores, labels, mask_known=known)
 
 
 @pytest.mark.parametrize("mask_known", [np.ones(5, bool), np.arange(6)])

@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from harmoniad_jax.metrics import aupro
+from harmoniad_jax.metrics import aupro, ranking_metrics
 
 
 def regions_of(mask):
@@ -164,6 +164,32 @@ def test_order_of_images_changes_nothing(case, random):
     order = random.sample(range(len(maps)), len(maps))
     expected = pytest.approx(aupro(maps, masks), abs=1e-12)
     assert aupro(maps[order], masks[order]) == expected
+
+
+@given(maps_and_masks())
+@settings(deadline=None)
+def test_flipped_maps_mirror_the_area_over_all_rates(case):
+    maps, masks = case
+    flipped = aupro(-maps, masks, 1.0)
+    assert flipped == pytest.approx(1 - aupro(maps, masks, 1.0), abs=1e-12)
+
+
+@given(maps_and_masks())
+@settings(deadline=None)
+def test_the_area_of_one_region_over_all_rates_is_auroc(case):
+    # One row of pixels, in which all that is defective stands together.
+    order = np.argsort(~case[1].ravel(), kind="stable")
+    maps, masks = (array.ravel()[order][None, None] for array in case)
+    expected = ranking_metrics(maps, masks).auroc
+    assert aupro(maps, masks, 1.0) == pytest.approx(expected, abs=1e-12)
+
+
+@given(maps_and_masks(), st.floats(0.01, 1))
+@settings(deadline=None)
+def test_inverted_maps_give_zero(case, fpr_limit):
+    _, masks = case
+    inverted = (~masks).astype(np.float32)
+    assert aupro(inverted, masks, fpr_limit) == pytest.approx(0.0, abs=1e-12)
 
 
 @given(maps_and_masks(), st.floats(0.01, 1))
