@@ -93,7 +93,7 @@ def test_the_package_is_found():
         ("model", ("model", "errors")),
         ("data", ("data", "errors")),
         ("metrics", ("metrics",)),
-        ("report", ("report", "metrics", "errors")),
+        ("report", ("report", "metrics", "config", "errors")),
     ],
 )
 def test_part_imports_nothing_of_ours_but(part, allowed):

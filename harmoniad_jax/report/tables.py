@@ -1,6 +1,6 @@
 """The results of a run as a plain-text table."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harmoniad_jax.metrics import METRIC_NAMES
@@ -31,8 +31,43 @@ def results_table(results: Mapping[str, Any]) -> str:
         ),
         ("mean", results["mean"]),
     ):
-        values = [_percent(figures[name]) for name in METRIC_NAMES]
+        values = [percent(figures[name]) for name in METRIC_NAMES]
         rows.append([category, str(figures["num_images"]), *values])
+    return markdown_table(rows)
+
+
+def decisions_table(decisions: Mapping[str, Any]) -> str:
+    """A Markdown table of what thresholds achieve, in percent.
+
+    Args:
+      decisions: as in `results.json`.
+    """
+    rate = percent(decisions["false_positive_rate"])
+    figures = ("precision", "recall", "false_positive_rate")
+    rows = [
+        [
+            f"at {rate} % false alarms",
+            "held out",
+            *("threshold", "precision", "recall", "false alarms"),
+            *("shared: precision", "recall", "false alarms"),
+        ]
+    ]
+    for category, own in decisions["per_category"].items():
+        shared = decisions["shared"][category]
+        rows.append(
+            [
+                category,
+                str(own["held_out"]),
+                f"{own['threshold']:.3f}",
+                *(percent(own[name]) for name in figures),
+                *(percent(shared[name]) for name in figures),
+            ]
+        )
+    return markdown_table(rows)
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Cells to text; the first row holds the headings, the first column is words."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [_line(row, widths) for row in rows]
     rule = "|".join(
@@ -42,11 +77,12 @@ def results_table(results: Mapping[str, Any]) -> str:
     return "\n".join([lines[0], f"|{rule}|", *lines[1:]])
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """A fraction in percent; "-" where it is undefined (NaN or None)."""
     return "-" if value is None or value != value else f"{100 * value:.1f}"
 
 
-def _line(cells: list[str], widths: list[int]) -> str:
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     first = cells[0].ljust(widths[0])
     others = [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
     return f"| {' | '.join([first, *others])} |"

@@ -1,0 +1,50 @@
+"""What a reader of the figures must know, in sentences: for the terminal and the page."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from harmoniad_jax.report.parts import count
+
+
+def notes_on(results: Mapping[str, Any]) -> Iterator[str]:
+    """Yields sentences on results as in `results.json`."""
+    bounds = [
+        bound
+        for category in results.get("error_bounds", {}).values()
+        for bound in category.values()
+        if bound is not None and not math.isnan(bound)
+    ]
+    if bounds:
+        yield f"Computed in a stream: pixel figures are off by {max(bounds):.1e} at most."
+    if lost := results.get("lost_masks"):
+        yield (
+            f"{count(lost, 'defective image has', 'defective images have')} no mask: "
+            f"{'it counts' if lost == 1 else 'they count'} in the image figures only."
+        )
+    if rescued := results.get("rescued_defects"):
+        yield (
+            f"{count(rescued, 'defect was', 'defects were')} smaller than half a cell of "
+            f"the evaluation grid; {'it' if rescued == 1 else 'each'} kept its largest "
+            "cell."
+        )
+    if decisions := results.get("decisions"):
+        yield from _notes_on_thresholds(decisions)
+
+
+def _notes_on_thresholds(decisions: Mapping[str, Any]) -> Iterator[str]:
+    rate = decisions["false_positive_rate"]
+    yield (
+        "Thresholds were set on good training images that were held out, where "
+        f"{rate:.1%} of them would be called defective. No test label was used."
+    )
+    own = decisions["per_category"]
+    few = [name for name, figures in own.items() if not figures["keeps_rate"]]
+    if few:
+        needed = math.ceil(1.0 / rate) - 1
+        shared = decisions["shared"][few[0]]["held_out"]
+        yield (
+            f"To keep {rate:.1%}, a threshold needs {needed} held-out images; that of "
+            f"{', '.join(few)} is the highest score of fewer. The shared threshold was set "
+            f"on {shared}."
+        )

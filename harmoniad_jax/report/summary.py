@@ -1,0 +1,119 @@
+"""Several runs in one table: what differs between them, and what came out."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from harmoniad_jax.config import flatten
+from harmoniad_jax.errors import UserError
+from harmoniad_jax.metrics import METRIC_NAMES
+from harmoniad_jax.report.tables import HEADINGS, markdown_table, percent
+
+FORMATS = ("markdown", "csv")
+
+
+class RunSummary(NamedTuple):
+    """A run folder.
+
+    Attributes:
+      name: of the folder.
+      config: dotted path of every setting -> value.
+      step: of the results, or the last one that was logged; None before the first.
+      mean: the seven figures, fractions or None; empty where there are no results yet.
+      seconds: of training, without evaluation.
+    """
+
+    name: str
+    config: dict[str, Any]
+    step: int | None
+    mean: dict[str, float | None]
+    seconds: float
+
+
+def is_run(folder: Path) -> bool:
+    return (folder / "config.json").is_file()
+
+
+def read_run(folder: Path) -> RunSummary:
+    """Reads what a run left.
+
+    Raises:
+      UserError: a file of it is damaged.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        results = {}
+        if (folder / "results.json").is_file():
+            results = json.loads((folder / "results.json").read_text())
+        log = _read_log(folder / "metrics.jsonl")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} is damaged ({error}).") from None
+    # The time between two lines, from the speed that the later one states.
+    steps = [0, *(line["step"] for line in log)]
+    seconds = sum(
+        (step - before) / line["steps_per_second"]
+        for before, step, line in zip(steps, steps[1:], log, strict=False)
+    )
+    return RunSummary(
+        name=str(folder),
+        config=flatten(config),
+        step=results.get("step", steps[-1] or None),
+        mean=results.get("mean", {}),
+        seconds=seconds,
+    )
+
+
+def summary_rows(runs: Sequence[RunSummary]) -> list[list[str]]:
+    """Headings, and a row for each run: settings that differ, figures in percent, time."""
+    names = sorted({name for run in runs for name in run.config})
+    differing = [
+        name for name in names if len({repr(run.config.get(name)) for run in runs}) > 1
+    ]
+    rows = [["run", "step", *differing, *HEADINGS.values(), "training time"]]
+    for run in runs:
+        rows.append(
+            [
+                run.name,
+                "-" if run.step is None else str(run.step),
+                *(_setting(run.config.get(name)) for name in differing),
+                *(percent(run.mean.get(name)) for name in METRIC_NAMES),
+                _duration(run.seconds),
+            ]
+        )
+    return rows
+
+
+def write_summary(runs: Sequence[RunSummary], output: str) -> str:
+    """The table as text, in one of `FORMATS`."""
+    rows = summary_rows(runs)
+    if output == "markdown":
+        # A bar would end a cell.
+        return markdown_table([[cell.replace("|", "\\|") for cell in row] for row in rows])
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().rstrip("\n")
+
+
+def _read_log(path: Path) -> list[dict[str, float]]:
+    if not path.is_file():
+        return []
+    lines = path.read_text().splitlines()
+    # The last line of a run that is being written, or was killed, may not be whole.
+    whole = [line for line in lines if line.endswith("}")]
+    return [json.loads(line) for line in whole]
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value))
+    return "-" if value is None else str(value)
+
+
+def _duration(seconds: float) -> str:
+    """12:34:56"""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"
