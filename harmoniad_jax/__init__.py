@@ -1,3 +1,25 @@
 """HarmoniAD for JAX: finds and localises defects in images of industrial products."""
 
+from __future__ import annotations
+
+import typing
+
+if typing.TYPE_CHECKING:
+    from pathlib import Path
+
+    from harmoniad_jax.training.inference import TrainedModel
+
 __version__ = "0.1.0"
+
+
+def load(workdir: str | Path, *, encoder: str | None = None) -> TrainedModel:
+    """Loads a trained model: `load("runs/a").predict(["part.png"])`.
+
+    Args:
+      workdir: folder of a finished training run.
+      encoder: where the encoder is, if not where it was in training.
+    """
+    # Imported late: the commands read their flags before JAX is loaded.
+    from harmoniad_jax.training.inference import TrainedModel
+
+    return TrainedModel(workdir, encoder=encoder)

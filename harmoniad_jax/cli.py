@@ -24,12 +24,20 @@ INTERRUPTED_STATUS = 130  # as a shell reports SIGINT
 OVERRIDE = re.compile(r"--?(?P<negated>no)?config\.(?P<path>[^=]+)(?:=(?P<value>.*))?$")
 
 
-def run(main: Callable[[], None]) -> None:
-    """Parses the flags and calls `main`; bad input ends with one line and status 2."""
+def run(main: Callable[..., None], *, takes_arguments: bool = False) -> None:
+    """Parses the flags and calls `main`; bad input ends with one line and status 2.
+
+    Args:
+      main: the command.
+      takes_arguments: whether it is called with a list of what stands beside the flags.
+    """
     _configure_logging()
 
     def call(argv: Sequence[str]) -> None:
         try:
+            if takes_arguments:
+                main(argv[1:])
+                return
             if len(argv) > 1:
                 raise UserError(f"unexpected argument {argv[1]!r}; flags begin with --")
             main()

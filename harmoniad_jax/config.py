@@ -189,11 +189,17 @@ class EvaluationConfig:
     fused_weight: float = 1.0
     high_weight: float = 0.0
     low_weight: float = 0.0
-    # Training images, evenly taken, that the maps are standardised with.
+    # Held-out images (training images where none are), evenly taken, that the maps are
+    # standardised with.
     calibration_images: int = 256
     # "half": a cell is defective where half of it is. "any": where any of it is, which
     # grows every defect; only to compare with older tables.
     mask_rule: str = "half"
+    # Compute figures batch by batch, in memory that does not grow with the number of
+    # images; the pixel figures are then within a bound that is reported.
+    streaming: bool = False
+    # Write `report/index.html`.
+    report: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,6 +218,18 @@ class CacheConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class CalibrationConfig:
+    """Thresholds, from good images that training never sees. No test label is used."""
+
+    # Share of each category's training images that is held out.
+    holdout: float = 0.1
+    # Share of good images that may be called defective.
+    false_positive_rate: float = 0.01
+    # Share of the pixels of good images that may lie above the pixel threshold.
+    pixel_false_positive_rate: float = 0.001
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     data: DataConfig = DataConfig()
     cache: CacheConfig = CacheConfig()
@@ -221,6 +239,7 @@ class Config:
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    calibration: CalibrationConfig = CalibrationConfig()
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -256,6 +275,10 @@ FREE_ON_RESUME = (
     "evaluation.high_weight",
     "evaluation.low_weight",
     "evaluation.mask_rule",
+    "evaluation.streaming",
+    "evaluation.report",
+    "calibration.false_positive_rate",
+    "calibration.pixel_false_positive_rate",
 )
 
 

@@ -3,6 +3,7 @@
     python -m harmoniad_jax.evaluate --workdir runs/a
 
 Its images and encoder may have moved: [--root photos] [--data_dir tfds] [--encoder weights]
+Thresholds follow from [--false_positive_rate 0.01], without new training.
 """
 
 from pathlib import Path
@@ -17,6 +18,9 @@ def main() -> None:
     workdir = flags.DEFINE_string("workdir", None, "Folder of the run.")
     root = flags.DEFINE_string("root", None, "Where the folder of images is now.")
     data_dir = flags.DEFINE_string("data_dir", None, "Where prepared data sets are now.")
+    rate = flags.DEFINE_float(
+        "false_positive_rate", None, "Share of good images that may be called defective."
+    )
     encoder = flags.DEFINE_string("encoder", None, "Where the encoder is now.")
     flags.mark_flags_as_required(["workdir"])
 
@@ -26,7 +30,11 @@ def main() -> None:
 
         folder = Path(workdir.value).expanduser()
         evaluate_run(
-            folder, root=root.value, data_dir=data_dir.value, encoder=encoder.value
+            folder,
+            root=root.value,
+            data_dir=data_dir.value,
+            encoder=encoder.value,
+            false_positive_rate=rate.value,
         )
 
     cli.run(run)

@@ -23,6 +23,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], True)
 
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -62,6 +63,34 @@ def tiny_config(products) -> Config:
     config.evaluation.smoothing_sigma = 1.0
     config.evaluation.calibration_images = 16
     return parse_config(config)
+
+
+class TrainedRun(NamedTuple):
+    """A finished run: its settings, its folder and what training returned."""
+
+    config: Config
+    workdir: Path
+    results: dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory, tiny_config) -> TrainedRun:
+    """A run that holds out 3 of the 8 images of each category.
+
+    The checkpoints of its steps 4 and 6 are kept. Its features are in a cache of its own.
+    Read it, or copy it: others use it too.
+    """
+    # Imported late: most tests need no training.
+    from harmoniad_jax.training.loop import train_and_evaluate
+
+    config = default_config()
+    config.update(tiny_config.to_dict())
+    config.calibration.holdout = 0.4
+    config.cache.folder = str(tmp_path_factory.mktemp("features"))
+    config.evaluation.report = False
+    config = parse_config(config)
+    workdir = tmp_path_factory.mktemp("runs") / "trained"
+    return TrainedRun(config, workdir, train_and_evaluate(config, workdir))
 
 
 @pytest.fixture(scope="session")

@@ -72,10 +72,17 @@ class Record:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """The records of a data set: `train` holds good images only."""
+    """The records of a data set.
+
+    Attributes:
+      train: good images to learn from.
+      test: good and defective images to measure on.
+      held_out: good images that are neither: thresholds are set on them.
+    """
 
     train: Sequence[Record]
     test: Sequence[Record]
+    held_out: Sequence[Record] = ()
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -86,6 +93,27 @@ class Dataset:
         """SHA-256 of the training images' names, in order: what a resumed run needs."""
         names = "\n".join(record.key for record in self.train)
         return hashlib.sha256(names.encode()).hexdigest()
+
+    def hold_out(self, share: float) -> "Dataset":
+        """Moves a share of each category's training images to `held_out`.
+
+        They are taken evenly over the order of their names, at least one of two or more.
+        """
+        by_category: dict[str, list[Record]] = {}
+        for record in self.train:
+            by_category.setdefault(record.category, []).append(record)
+        held: set[Record] = set()
+        for records in by_category.values():
+            count = min(max(round(share * len(records)), share > 0), len(records) - 1)
+            # The middles of `count` equal parts.
+            held |= {
+                records[(2 * i + 1) * len(records) // (2 * count)] for i in range(count)
+            }
+        return dataclasses.replace(
+            self,
+            train=[record for record in self.train if record not in held],
+            held_out=[record for record in self.train if record in held],
+        )
 
     def select(self, categories: Collection[str]) -> "Dataset":
         """The same data set with these categories only."""

@@ -121,7 +121,7 @@ def _misplaced_images(root: Path, folders: Mapping[str, Path]) -> list[str]:
     return [
         f"{root / name} holds images but no train/{GOOD}"
         for name in _subfolders(root)
-        if name not in folders and any(map(_is_image, (root / name).rglob("*")))
+        if name not in folders and any(map(is_image, (root / name).rglob("*")))
     ]
 
 
@@ -184,10 +184,11 @@ def _images(folder: Path) -> list[Path]:
     """Image files by suffix, sorted; anything else (Thumbs.db, notes) is passed over."""
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if _is_image(path))
+    return sorted(path for path in folder.iterdir() if is_image(path))
 
 
-def _is_image(path: Path) -> bool:
+def is_image(path: Path) -> bool:
+    """Whether a file is called as images are; hidden ones are none."""
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 

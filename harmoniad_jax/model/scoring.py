@@ -34,10 +34,13 @@ class Prediction(NamedTuple):
 
     anomaly_maps: [B, S', S'] float32, larger is more anomalous.
     image_scores: [B] float32, larger is more anomalous.
+    distance_maps: [B, h, w] float32 in [0, 2] of each comparison, by its name: what the
+        anomaly maps were made of, and what shows which branch saw a defect.
     """
 
     anomaly_maps: jax.Array
     image_scores: jax.Array
+    distance_maps: dict[str, jax.Array]
 
 
 def cosine_distance(first: jax.Array, second: jax.Array, *, axis: int = -1) -> jax.Array:
@@ -66,10 +69,7 @@ def standardise(
     statistics: Statistics,
     weights: Mapping[str, float],
 ) -> jax.Array:
-    """Weighted sum of distance maps [B, h, w], each in deviations of training images.
-
-    Maps of weight zero are left out, so that XLA need not compute them.
-    """
+    """Weighted sum of distance maps [B, h, w], each in deviations of good images."""
     return sum(
         weights[name]
         * (maps[name] - statistics.mean[name])

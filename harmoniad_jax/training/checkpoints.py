@@ -17,11 +17,13 @@ from jax.sharding import Mesh
 from harmoniad_jax.config import Config, differences, parse_config
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.model.backbone import Encoder
+from harmoniad_jax.training.calibration import Calibration
 from harmoniad_jax.training.sharding import replicated
 from harmoniad_jax.training.state import TrainState
 
 FOLDER = "checkpoints"
 STATE, ITERATOR, IDENTITY = "state", "iterator", "identity"
+CALIBRATION = "calibration"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +128,11 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(
-        self, state: TrainState, iterator_state: Mapping[str, Any], identity: Identity
+        self,
+        state: TrainState,
+        iterator_state: Mapping[str, Any],
+        identity: Identity,
+        calibration: Calibration | None = None,
     ) -> None:
         """Saves in the background; arrays are copied before the call returns."""
         self._manager.save(
@@ -136,6 +142,9 @@ class Checkpoints:
                     STATE: ocp.args.StandardSave(state),
                     ITERATOR: ocp.args.JsonSave(dict(iterator_state)),
                     IDENTITY: ocp.args.JsonSave(identity.to_json()),
+                    CALIBRATION: ocp.args.JsonSave(
+                        calibration.to_json() if calibration else {}
+                    ),
                 }
             ),
         )
@@ -155,6 +164,15 @@ class Checkpoints:
             args=ocp.args.Composite(**{IDENTITY: ocp.args.JsonRestore()}),
         )
         return Identity.from_json(restored[IDENTITY])
+
+    def read_calibration(self) -> Calibration | None:
+        """What good images score; None before the last step, or if none were held out."""
+        restored = self._manager.restore(
+            self.latest_step,
+            args=ocp.args.Composite(**{CALIBRATION: ocp.args.JsonRestore()}),
+        )
+        stored = restored[CALIBRATION]
+        return Calibration.from_json(stored) if stored else None
 
     def restore(self, like: TrainState, mesh: Mesh) -> tuple[TrainState, dict]:
         """Reads the latest checkpoint onto a mesh of any size.

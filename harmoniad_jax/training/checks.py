@@ -60,8 +60,18 @@ POSITIVE = (
     "optimizer.epsilon",
     "optimizer.update_clip",
     "optimizer.gradient_clip",
+    "calibration.false_positive_rate",
+    "calibration.pixel_false_positive_rate",
 )
-BELOW_ONE = ("model.dropout", "loss.easy_share", "optimizer.b1", "optimizer.b2")
+BELOW_ONE = (
+    "calibration.false_positive_rate",
+    "calibration.pixel_false_positive_rate",
+    "calibration.holdout",
+    "model.dropout",
+    "loss.easy_share",
+    "optimizer.b1",
+    "optimizer.b2",
+)
 
 
 def config_problems(

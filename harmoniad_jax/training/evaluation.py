@@ -1,35 +1,44 @@
 """A trained state and test images in, the figures of every category out."""
 
+import contextlib
 import json
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from harmoniad_jax.config import parse_config
-from harmoniad_jax.data.pipeline import evaluation_batches, read_masks
+from harmoniad_jax.data.pipeline import read_masks
 from harmoniad_jax.data.records import Record
 from harmoniad_jax.metrics import (
+    StreamingMetrics,
     category_metrics,
+    decision_figures,
     mean_metrics,
     mean_metrics_per_dataset,
+    pro_curve,
 )
-from harmoniad_jax.report.tables import results_table
+from harmoniad_jax.report.content import CategoryContent
+from harmoniad_jax.report.html import ReportWriter
+from harmoniad_jax.report.notes import notes_on
+from harmoniad_jax.report.tables import decisions_table, results_table
+from harmoniad_jax.training.calibration import Calibration, Normality
 from harmoniad_jax.training.checkpoints import Checkpoints, Identity, check_identity
+from harmoniad_jax.training.gallery import category_content
+from harmoniad_jax.training.prediction import Predictor, calibrate, with_statistics
 from harmoniad_jax.training.setup import Run, prepare_run
-from harmoniad_jax.training.sharding import batched, replicate, replicated
+from harmoniad_jax.training.sharding import replicate
 from harmoniad_jax.training.state import TrainState
-from harmoniad_jax.training.step import measure_statistics
 
 logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
 RESULTS_FILE = "results.json"
+REPORT_FOLDER = "report"
 
 
 def evaluate_run(
@@ -38,6 +47,7 @@ def evaluate_run(
     root: str | None = None,
     data_dir: str | None = None,
     encoder: str | None = None,
+    false_positive_rate: float | None = None,
 ) -> dict[str, Any]:
     """Evaluates the latest checkpoint of `workdir`, as at the end of its training.
 
@@ -46,6 +56,7 @@ def evaluate_run(
       root: where the folder of images is, if not where it was.
       data_dir: where prepared data sets are, if not where they were.
       encoder: where the encoder is, if not where it was.
+      false_positive_rate: that thresholds aim at, if not that of the run's settings.
 
     Returns:
       What it writes to `workdir/results.json`, see `evaluate`.
@@ -57,11 +68,15 @@ def evaluate_run(
         stored = checkpoints.read_identity()
         config = stored.config.to_dict()
         # What training was last called with: these settings may have changed since.
-        config["evaluation"] = json.loads((workdir / CONFIG_FILE).read_text())["evaluation"]
+        last = json.loads((workdir / CONFIG_FILE).read_text())
+        config["evaluation"] = last["evaluation"]
+        config["calibration"] = last["calibration"]
         if root is not None:
             config["data"]["root"] = root
         if data_dir is not None:
             config["data"]["data_dir"] = data_dir
+        if false_positive_rate is not None:
+            config["calibration"]["false_positive_rate"] = false_positive_rate
         if encoder is not None:
             config["encoder"]["name"] = encoder
         run = prepare_run(parse_config(config))
@@ -73,75 +88,206 @@ def evaluate_run(
         identity = Identity.of(run.config, run.encoder, fingerprint)
         check_identity(stored, identity, workdir)
         state, _ = checkpoints.restore(jax.eval_shape(run.initial_state), run.mesh)
+        calibration = checkpoints.read_calibration()
     encoder_params = replicate(run.mesh, run.encoder.params)
     if not finished:
         logger.info(
-            "step %d of %d: training is not finished, calibrating the maps now",
+            "step %d of %d: training is not finished, calibrating now",
             int(state.step),
             run.config.train.num_steps,
         )
-        state = calibrate(run, state, encoder_params)
-    return evaluate(run, state, encoder_params, workdir)
+        state = with_statistics(run, state, encoder_params)
+        calibration = calibrate(run, state, encoder_params)
+    return evaluate(run, state, encoder_params, calibration, workdir)
 
 
-def calibrate(run: Run, state: TrainState, encoder_params: Any) -> TrainState:
-    """Measures the distance maps' statistics on evenly taken training images."""
-    records = run.dataset.train
-    count = min(run.config.evaluation.calibration_images, len(records))
-    chosen = [records[i] for i in np.linspace(0, len(records) - 1, count).astype(int)]
-    step = jax.jit(run.steps.distance_step, out_shardings=replicated(run.mesh))
-    batches: list[dict[str, np.ndarray]] = []
-    for images, valid in _batches(run, chosen, "calibrating"):
-        maps = jax.device_get(step(state.params, encoder_params, images))
-        batches.append({name: values[valid] for name, values in maps.items()})
-    statistics = measure_statistics(batches)
-    return state.replace(statistics=replicate(run.mesh, statistics))
+class Measured(NamedTuple):
+    """A category after its test images were predicted.
+
+    Attributes:
+      records: N test images.
+      scores: [N] float32.
+      labels: [N] bool.
+      figures: see `metrics.category_metrics`.
+      error_bounds: of the figures; empty where they are exact.
+      pro_curve: see `metrics.pro_curve`; None where the maps were not kept.
+      lost_masks, rescued_defects: counts.
+    """
+
+    records: Sequence[Record]
+    scores: np.ndarray
+    labels: np.ndarray
+    figures: dict[str, float]
+    error_bounds: dict[str, float]
+    pro_curve: tuple[np.ndarray, np.ndarray] | None
+    lost_masks: int
+    rescued_defects: int
 
 
 def evaluate(
-    run: Run, state: TrainState, encoder_params: Any, workdir: Path
+    run: Run,
+    state: TrainState,
+    encoder_params: Any,
+    calibration: Calibration | None,
+    workdir: Path,
 ) -> dict[str, Any]:
-    """Predicts all test images, category by category, and writes `results.json`.
+    """Predicts all test images, category by category; writes `results.json` and `report/`.
 
-    Only the maps of one category are in memory at a time.
+    Only the maps of one category are in memory at a time, or those of one batch with
+    `config.evaluation.streaming`.
 
     Returns:
       "step", "encoder", "config_hash", "per_category": name -> the seven figures as
       fractions in [0, 1] (None where undefined) and "num_images", "per_dataset": the
       means over the categories of each data set where several are joined, "mean": over
-      all categories, and counts of "lost_masks" and "rescued_defects".
+      all categories, "error_bounds": of each category's figures, empty where they are
+      exact, "decisions": what the thresholds achieve, see `decide`, and counts of
+      "lost_masks" and "rescued_defects".
     """
-    settings = run.config.evaluation
+    if calibration is not None and not calibration.fits(run.config.evaluation):
+        logger.info("the evaluation was changed since training: calibrating again")
+        calibration = calibrate(run, state, encoder_params)
     predictor = Predictor(run, state, encoder_params)
-    per_category: dict[str, dict[str, float]] = {}
-    lost_masks = rescued_defects = 0
-    for category in run.dataset.categories:
-        records = [r for r in run.dataset.test if r.category == category]
-        if not records:
-            logger.info("%s has no test images: not evaluated", category)
-            continue
-        maps, scores = predictor(records)
-        masks, known, rescued = read_masks(records, settings.map_side, settings.mask_rule)
-        lost_masks += int((~known).sum())
-        rescued_defects += rescued
-        labels = np.array([record.is_anomalous for record in records])
-        per_category[category] = category_metrics(
-            maps, masks, scores, labels, mask_known=known
+    measured: dict[str, Measured] = {}
+    writes = jax.process_index() == 0
+    with contextlib.ExitStack() as stack:
+        report = None
+        if writes and run.config.evaluation.report and run.dataset.test:
+            report = stack.enter_context(ReportWriter(workdir / REPORT_FOLDER))
+        for category in run.dataset.categories:
+            records = [r for r in run.dataset.test if r.category == category]
+            if not records:
+                logger.info("%s has no test images: not evaluated", category)
+                continue
+            measured[category] = measure(run, predictor, category, records)
+            if report is not None:
+                normality = calibration and calibration.of(category)
+                report.add(
+                    _content(run, predictor, category, measured[category], normality)
+                )
+        results = _results(run, state, calibration, measured)
+        if writes:
+            _write_results(results, workdir / RESULTS_FILE)
+            report_results(results)
+        if report is not None:
+            print(f"The report is {report.finish(results)}")
+    return results
+
+
+def measure(
+    run: Run, predictor: Predictor, category: str, records: Sequence[Record]
+) -> Measured:
+    """Predicts the test images of a category and computes its figures."""
+    settings = run.config.evaluation
+    labels = np.array([record.is_anomalous for record in records])
+
+    def masks_of(some: Sequence[Record]) -> tuple[np.ndarray, np.ndarray, int]:
+        return read_masks(some, settings.map_side, settings.mask_rule)
+
+    if not settings.streaming:
+        prediction = predictor(records, category)
+        maps, scores = prediction.anomaly_maps, prediction.image_scores
+        masks, known, rescued = masks_of(records)
+        figures = category_metrics(maps, masks, scores, labels, mask_known=known)
+        curve = pro_curve(maps[known], masks[known])
+        lost = int((~known).sum())
+        return Measured(records, scores, labels, figures, {}, curve, lost, rescued)
+
+    metrics, scores, lost, rescued = StreamingMetrics(), [], 0, 0
+    for some, prediction in predictor.batches(records, category):
+        masks, known, saved = masks_of(some)
+        metrics.update(
+            prediction.anomaly_maps,
+            masks,
+            prediction.image_scores,
+            np.array([record.is_anomalous for record in some]),
+            mask_known=known,
         )
-    results = {
+        scores.append(prediction.image_scores)
+        lost, rescued = lost + int((~known).sum()), rescued + saved
+    figures, bounds = metrics.compute()
+    return Measured(
+        records, np.concatenate(scores), labels, figures, bounds, None, lost, rescued
+    )
+
+
+def _content(
+    run: Run,
+    predictor: Predictor,
+    category: str,
+    measured: Measured,
+    normality: Normality | None,
+) -> CategoryContent:
+    """What the report shows of a category."""
+    return category_content(
+        run,
+        predictor,
+        category,
+        measured.figures,
+        measured.records,
+        measured.scores,
+        measured.pro_curve,
+        normality,
+    )
+
+
+def _results(
+    run: Run,
+    state: TrainState,
+    calibration: Calibration | None,
+    measured: Mapping[str, Measured],
+) -> dict[str, Any]:
+    """What is written to `results.json`, see `evaluate`."""
+    per_category = {name: one.figures for name, one in measured.items()}
+    scored = {name: (one.scores, one.labels) for name, one in measured.items()}
+    return {
         "step": int(state.step),
         "encoder": run.encoder.description.name,
         "config_hash": run.config.hash,
         "per_category": per_category,
         "per_dataset": mean_metrics_per_dataset(per_category),
         "mean": mean_metrics(per_category) if per_category else {},
-        "lost_masks": lost_masks,
-        "rescued_defects": rescued_defects,
+        "error_bounds": {n: one.error_bounds for n, one in measured.items()},
+        "decisions": decide(run, calibration, scored) if calibration and scored else {},
+        "lost_masks": sum(one.lost_masks for one in measured.values()),
+        "rescued_defects": sum(one.rescued_defects for one in measured.values()),
     }
-    if jax.process_index() == 0:
-        _write_results(results, workdir / RESULTS_FILE)
-        report_results(results)
-    return results
+
+
+def decide(
+    run: Run,
+    calibration: Calibration,
+    scored: Mapping[str, tuple[np.ndarray, np.ndarray]],
+) -> dict[str, Any]:
+    """What thresholds that were set on held-out good images achieve on the test images.
+
+    Args:
+      run: whose `config.calibration.false_positive_rate` is aimed at.
+      calibration: what good images score.
+      scored: category to image scores [N] float32 and labels [N] bool.
+
+    Returns:
+      "false_positive_rate" aimed at; "per_category" and "shared", for a threshold of each
+      category's own and one for all: name -> "threshold", "held_out" (images it was set
+      on), "keeps_rate" (whether they are enough), "precision", "recall" and
+      "false_positive_rate" (None where undefined).
+    """
+    rate = run.config.calibration.false_positive_rate
+
+    def figures(category: str, normality: Normality) -> dict[str, float]:
+        threshold = normality.threshold(rate)
+        return {
+            "threshold": threshold,
+            "held_out": len(normality.scores),
+            "keeps_rate": normality.supports(rate),
+            **decision_figures(*scored[category], threshold),
+        }
+
+    return {
+        "false_positive_rate": rate,
+        "per_category": {name: figures(name, calibration.of(name)) for name in scored},
+        "shared": {name: figures(name, calibration.overall) for name in scored},
+    }
 
 
 def report_results(results: dict[str, Any]) -> None:
@@ -150,52 +296,12 @@ def report_results(results: dict[str, Any]) -> None:
         print("There are no test images: nothing was evaluated.")
         return
     print(results_table(results))
-    if results["lost_masks"]:
-        print(
-            f"{results['lost_masks']} defective images have no mask; they count in the "
-            "image figures only."
-        )
-    if results["rescued_defects"]:
-        print(
-            f"{results['rescued_defects']} defects were smaller than half a cell of the "
-            "evaluation grid; each kept its largest cell."
-        )
-
-
-class Predictor:
-    """Anomaly maps and image scores of records, compiled once."""
-
-    def __init__(self, run: Run, state: TrainState, encoder_params: Any):
-        self._run = run
-        self._arguments = (state.params, state.statistics, encoder_params)
-        self._step = jax.jit(run.steps.predict_step, out_shardings=replicated(run.mesh))
-
-    def __call__(self, records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
-        """N records -> maps [N, S', S'] and scores [N], float32, in their order."""
-        maps, scores = [], []
-        for images, valid in _batches(self._run, records, records[0].category):
-            prediction = jax.device_get(self._step(*self._arguments, images))
-            maps.append(prediction.anomaly_maps[valid])
-            scores.append(prediction.image_scores[valid])
-        return np.concatenate(maps), np.concatenate(scores)
-
-
-def _batches(
-    run: Run, records: Sequence[Record], title: str
-) -> Iterator[tuple[jax.Array, np.ndarray]]:
-    """Batches of images on the devices, and which rows of each are real."""
-    logger.info("%s: %d images", title, len(records))
-    batch_size = run.config.evaluation.batch_size
-    batches = evaluation_batches(
-        records,
-        image_side=run.config.data.image_side,
-        batch_size=batch_size,
-        threads=run.config.data.threads,
-    )
-    with tqdm(desc=title, total=len(records), unit="image", disable=None) as progress:
-        for images, valid in batches:
-            yield jax.device_put(images, batched(run.mesh)), valid
-            progress.update(int(valid.sum()))
+    if results["decisions"]:
+        print()
+        print(decisions_table(results["decisions"]))
+    print()
+    for note in notes_on(results):
+        print(note)
 
 
 def _write_results(results: dict[str, Any], path: Path) -> None:

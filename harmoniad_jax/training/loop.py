@@ -17,15 +17,17 @@ from harmoniad_jax.config import Config
 from harmoniad_jax.data.pipeline import training_batches
 from harmoniad_jax.data.sources import check_images
 from harmoniad_jax.model.backbone import Features
+from harmoniad_jax.report.html import ReportWriter
 from harmoniad_jax.training.checkpoints import (
     Checkpoints,
     Identity,
     check_identity,
     has_checkpoints,
 )
-from harmoniad_jax.training.evaluation import CONFIG_FILE, calibrate, evaluate
+from harmoniad_jax.training.evaluation import CONFIG_FILE, REPORT_FOLDER, evaluate
 from harmoniad_jax.training.features import training_data
 from harmoniad_jax.training.optimizer import learning_rate_schedule
+from harmoniad_jax.training.prediction import calibrate, with_statistics
 from harmoniad_jax.training.setup import Run, prepare_run
 from harmoniad_jax.training.sharding import batched, replicate, replicated, shard_batch
 from harmoniad_jax.training.state import TrainState
@@ -53,10 +55,13 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     """
     run = prepare_run(config)
     identity = Identity.of(run.config, run.encoder, run.dataset.train_fingerprint)
+    if run.config.evaluation.report:
+        # Better now than after training: a folder of that name that holds other things.
+        ReportWriter(workdir / REPORT_FOLDER)
     resumes = has_checkpoints(workdir)
     if not resumes and run.config.data.check_images:
         logger.info("checking that every image can be read")
-        records = [*run.dataset.train, *run.dataset.test]
+        records = [*run.dataset.train, *run.dataset.held_out, *run.dataset.test]
         # Prepared data sets were checked when they were prepared.
         check_images([record for record in records if record.sha256 is None])
     with Checkpoints(workdir, keep=run.config.train.keep_checkpoints) as checkpoints:
@@ -69,6 +74,7 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
         if resumes:
             abstract = jax.eval_shape(run.initial_state)
             state, iterator_state = checkpoints.restore(abstract, run.mesh)
+            calibration = checkpoints.read_calibration()
             logger.info("continuing after step %d", int(state.step))
         else:
             state = jax.jit(run.initial_state, out_shardings=replicated(run.mesh))()
@@ -79,9 +85,10 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             if iterator_state is not None:
                 batches.set_state(iterator_state)
             state = _train(run, state, step, batches, checkpoints, identity, workdir)
-            state = calibrate(run, state, encoder_params)
-            checkpoints.save(state, batches.get_state(), identity)
-    return evaluate(run, state, encoder_params, workdir)
+            state = with_statistics(run, state, encoder_params)
+            calibration = calibrate(run, state, encoder_params)
+            checkpoints.save(state, batches.get_state(), identity, calibration)
+    return evaluate(run, state, encoder_params, calibration, workdir)
 
 
 def describe_run(run: Run, encoder_params: Any) -> None:
@@ -97,7 +104,8 @@ def describe_run(run: Run, encoder_params: Any) -> None:
     update = jax.jit(run.steps.update).lower(state, features)
     encode = jax.jit(run.encoder.encode).lower(encoder_params, images)
     lines = (
-        f"data     {len(data.train)} training and {len(data.test)} test images of "
+        f"data     {len(data.train)} training, {len(data.held_out)} held-out and "
+        f"{len(data.test)} test images of "
         f"{len(data.categories)} categories: {', '.join(data.categories)}",
         f"encoder  {description.name} ({description.hf_config.model_type}, "
         f"{run.config.encoder.dtype}), {run.encoder.image_side} px, blocks "

@@ -56,14 +56,19 @@ class Run:
         )
 
 
-def prepare_run(config: Config) -> Run:
+def prepare_run(config: Config, dataset: Dataset | None = None) -> Run:
     """Checks the settings, lists the data and loads the encoder.
+
+    Args:
+      config: of the run.
+      dataset: taken instead of the configured images, which need not be there then.
 
     Raises:
       UserError: bad settings (all of them at once), bad data, or a bad encoder.
     """
-    config, description = resolve_config(config)
-    dataset = open_dataset(config)
+    config, description = resolve_config(config, with_data=dataset is None)
+    if dataset is None:
+        dataset = open_dataset(config).hold_out(config.calibration.holdout)
     encoder = load_encoder(
         description,
         image_side=config.data.image_side,
@@ -82,15 +87,17 @@ def prepare_run(config: Config) -> Run:
     return Run(config, dataset, make_mesh(), encoder, steps)
 
 
-def resolve_config(config: Config) -> tuple[Config, EncoderDescription]:
-    """Fills in the automatic settings and checks all of them.
+def resolve_config(
+    config: Config, *, with_data: bool = True
+) -> tuple[Config, EncoderDescription]:
+    """Fills in the automatic settings and checks all of them, and whether data are there.
 
     Raises:
       UserError: listing every mistake.
     """
     # Cheapest first: the encoder may have to be asked for over the network.
     num_devices = jax.device_count()
-    missing_data = data_problems(config)
+    missing_data = data_problems(config) if with_data else []
     problems = setting_problems(config, num_devices)
     if missing_data or any("encoder.untrained" in problem for problem in problems):
         raise_problems(missing_data + problems)

@@ -114,16 +114,17 @@ class Steps:
           images: [B, S, S, 3] uint8.
 
         Returns:
-          `Prediction`: maps [B, S', S'] and scores [B], float32.
+          `Prediction`, float32.
         """
         settings = self.evaluation
         weights = self._weights(
             settings.fused_weight, settings.high_weight, settings.low_weight
         )
-        maps = self.distance_step(params, encoder_params, images)
-        fused = scoring.standardise(maps, statistics, weights)
+        distances = self.distance_step(params, encoder_params, images)
+        fused = scoring.standardise(distances, statistics, weights)
         maps = scoring.upsample(fused, settings.map_side, settings.smoothing_sigma)
-        return Prediction(maps, scoring.image_scores(maps, settings.top_share))
+        scores = scoring.image_scores(maps, settings.top_share)
+        return Prediction(maps, scores, distances)
 
 
 def measure_statistics(batches: Sequence[Mapping[str, np.ndarray]]) -> Statistics:

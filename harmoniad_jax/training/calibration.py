@@ -1,0 +1,156 @@
+"""What good images score, and the thresholds that follow from it.
+
+Measured once, on images of the training set that training never saw. Scores and quantiles
+are kept, not thresholds, so that the accepted rate of false positives can be changed
+afterwards without the images.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from harmoniad_jax.config import EvaluationConfig
+
+# Shares of pixels above a level for which levels are kept: dense towards the rare ones.
+PIXEL_SHARES = np.concatenate([[0.5], np.logspace(-1, -6, 101)])
+# The settings of `EvaluationConfig` that change scores; what was measured with others
+# says nothing.
+SCORE_SETTINGS = (
+    "map_side",
+    "smoothing_sigma",
+    "top_share",
+    "fused_weight",
+    "high_weight",
+    "low_weight",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Normality:
+    """Scores and pixels of good images.
+
+    Attributes:
+      scores: [N] image scores, ascending.
+      pixel_levels: [102] levels that `PIXEL_SHARES` of the pixels exceed.
+    """
+
+    scores: tuple[float, ...]
+    pixel_levels: tuple[float, ...]
+
+    @classmethod
+    def of(cls, maps: np.ndarray, scores: np.ndarray) -> "Normality":
+        """Measures good images: maps [N, S', S'] and scores [N], float32."""
+        levels = np.quantile(maps, 1.0 - PIXEL_SHARES)
+        return cls(tuple(np.sort(scores).tolist()), tuple(levels.tolist()))
+
+    def threshold(self, false_positive_rate: float) -> float:
+        """The score above which an image is called defective.
+
+        The k-th smallest of N scores, k = ceil((N + 1) (1 - rate)): a new good image
+        exceeds it with a probability of at most the rate (Vovk, Gammerman and Shafer,
+        "Algorithmic Learning in a Random World", 2005). Where N is too small for that,
+        the largest score.
+        """
+        count = len(self.scores)
+        rank = min(math.ceil((count + 1) * (1.0 - false_positive_rate)), count)
+        return self.scores[max(rank, 1) - 1]
+
+    def supports(self, false_positive_rate: float) -> bool:
+        """Whether there are enough scores to keep that rate."""
+        return (len(self.scores) + 1) * false_positive_rate >= 1.0
+
+    def pixel_threshold(self, false_positive_rate: float) -> float:
+        """The level that a share of the good pixels exceeds."""
+        # np.interp wants its grid ascending.
+        return float(
+            np.interp(
+                np.log(false_positive_rate),
+                np.log(PIXEL_SHARES[::-1]),
+                self.pixel_levels[::-1],
+            )
+        )
+
+    def normalise_score(self, score: float, threshold: float) -> float:
+        """A score in [0, 1): 0 up to the median of good images, 0.5 at the threshold."""
+        return _normalise(score, float(np.median(self.scores)), threshold)
+
+    def normalise_map(self, anomaly_map: np.ndarray, threshold: float) -> np.ndarray:
+        """A map in [0, 1): 0 up to the median of good pixels, 0.5 at the threshold."""
+        return _normalise(anomaly_map, self.pixel_levels[0], threshold)
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """Good images of a run, of each category and of all together.
+
+    Attributes:
+      settings: those of `SCORE_SETTINGS` that it was measured with.
+      overall: all held-out images.
+      per_category: of each category that has any.
+    """
+
+    settings: Mapping[str, float]
+    overall: Normality
+    per_category: Mapping[str, Normality]
+
+    @classmethod
+    def measure(
+        cls,
+        settings: EvaluationConfig,
+        categories: Sequence[str],
+        maps: np.ndarray,
+        scores: np.ndarray,
+    ) -> "Calibration":
+        """Measures held-out images.
+
+        Args:
+          settings: that maps and scores were made with.
+          categories: of each image.
+          maps: [N, S', S'] float32.
+          scores: [N] float32.
+        """
+        names = np.array(categories)
+        return cls(
+            score_settings(settings),
+            Normality.of(maps, scores),
+            {
+                name: Normality.of(maps[names == name], scores[names == name])
+                for name in sorted(set(categories))
+            },
+        )
+
+    def of(self, category: str | None) -> Normality:
+        """The good images of a category, or of all where it is not known."""
+        return self.per_category.get(category, self.overall)
+
+    def fits(self, settings: EvaluationConfig) -> bool:
+        """Whether scores made with these settings can be compared with it."""
+        return dict(self.settings) == score_settings(settings)
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Calibration":
+        def normality(stored: Mapping[str, Any]) -> Normality:
+            return Normality(tuple(stored["scores"]), tuple(stored["pixel_levels"]))
+
+        return cls(
+            values["settings"],
+            normality(values["overall"]),
+            {name: normality(stored) for name, stored in values["per_category"].items()},
+        )
+
+
+def score_settings(settings: EvaluationConfig) -> dict[str, float]:
+    """The settings that change scores."""
+    return {name: getattr(settings, name) for name in SCORE_SETTINGS}
+
+
+def _normalise(values: Any, low: float, middle: float) -> Any:
+    """x / (1 + x), where x is the excess over `low` in units of `middle - low`."""
+    excess = np.maximum(values - low, 0.0) / max(middle - low, np.finfo(np.float32).tiny)
+    return excess / (1.0 + excess)

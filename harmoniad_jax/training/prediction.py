@@ -1,0 +1,99 @@
+"""From a trained state and records to anomaly maps, scores and what good images score."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from harmoniad_jax.data.pipeline import evaluation_batches
+from harmoniad_jax.data.records import Record
+from harmoniad_jax.model.scoring import Prediction
+from harmoniad_jax.training.calibration import Calibration
+from harmoniad_jax.training.setup import Run
+from harmoniad_jax.training.sharding import batched, replicate, replicated
+from harmoniad_jax.training.state import TrainState
+from harmoniad_jax.training.step import measure_statistics
+
+logger = logging.getLogger(__name__)
+
+
+class Predictor:
+    """Anomaly maps and image scores of images, compiled once."""
+
+    def __init__(self, run: Run, state: TrainState, encoder_params: Any):
+        self._run = run
+        self._arguments = (state.params, state.statistics, encoder_params)
+        self._step = jax.jit(run.steps.predict_step, out_shardings=replicated(run.mesh))
+
+    def __call__(self, records: Sequence[Record], title: str) -> Prediction:
+        """N records -> their `Prediction` of numpy arrays, in their order."""
+        batches = [prediction for _, prediction in self.batches(records, title)]
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *batches)
+
+    def batches(
+        self, records: Sequence[Record], title: str
+    ) -> Iterator[tuple[Sequence[Record], Prediction]]:
+        """Yields some of the records at a time, in order, with their `Prediction`."""
+        done = 0
+        for images, valid in _batches(self._run, records, title):
+            prediction = jax.device_get(self._step(*self._arguments, images))
+            count = int(valid.sum())
+            rows = jax.tree.map(lambda leaf, rows=valid: leaf[rows], prediction)
+            yield records[done : done + count], rows
+            done += count
+
+    def predict_batch(self, images: np.ndarray) -> Prediction:
+        """[B, S, S, 3] uint8 -> their `Prediction` of numpy arrays."""
+        images = jax.device_put(images, batched(self._run.mesh))
+        return jax.device_get(self._step(*self._arguments, images))
+
+
+def with_statistics(run: Run, state: TrainState, encoder_params: Any) -> TrainState:
+    """The state with statistics of the distance maps on good images.
+
+    On those held out, if there are any: the network knows those it was trained on.
+    """
+    records = run.dataset.held_out or run.dataset.train
+    count = min(run.config.evaluation.calibration_images, len(records))
+    chosen = [records[i] for i in np.linspace(0, len(records) - 1, count).astype(int)]
+    step = jax.jit(run.steps.distance_step, out_shardings=replicated(run.mesh))
+    batches: list[dict[str, np.ndarray]] = []
+    for images, valid in _batches(run, chosen, "standardising"):
+        maps = jax.device_get(step(state.params, encoder_params, images))
+        batches.append({name: values[valid] for name, values in maps.items()})
+    statistics = measure_statistics(batches)
+    return state.replace(statistics=replicate(run.mesh, statistics))
+
+
+def calibrate(run: Run, state: TrainState, encoder_params: Any) -> Calibration | None:
+    """Measures what the held-out images score; None if there are none."""
+    records = run.dataset.held_out
+    if not records:
+        return None
+    prediction = Predictor(run, state, encoder_params)(records, "calibrating")
+    return Calibration.measure(
+        run.config.evaluation,
+        [record.category for record in records],
+        prediction.anomaly_maps,
+        prediction.image_scores,
+    )
+
+
+def _batches(
+    run: Run, records: Sequence[Record], title: str
+) -> Iterator[tuple[jax.Array, np.ndarray]]:
+    """Batches of images on the devices, and which rows of each are real."""
+    logger.info("%s: %d images", title, len(records))
+    batches = evaluation_batches(
+        records,
+        image_side=run.config.data.image_side,
+        batch_size=run.config.evaluation.batch_size,
+        threads=run.config.data.threads,
+    )
+    with tqdm(desc=title, total=len(records), unit="image", disable=None) as progress:
+        for images, valid in batches:
+            yield jax.device_put(images, batched(run.mesh)), valid
+            progress.update(int(valid.sum()))
