@@ -62,6 +62,9 @@ def tiny_config(products) -> Config:
     config.evaluation.map_side = 32
     config.evaluation.smoothing_sigma = 1.0
     config.evaluation.calibration_images = 16
+    # Tests of thresholds and of the report switch these on.
+    config.evaluation.report = False
+    config.calibration.holdout = 0.0
     return parse_config(config)
 
 

@@ -16,6 +16,8 @@ from harmoniad_jax.config import EvaluationConfig
 
 # Shares of pixels above a level for which levels are kept: dense towards the rare ones.
 PIXEL_SHARES = np.concatenate([[0.5], np.logspace(-1, -6, 101)])
+# A rate such as 0.01 is not quite that in binary; no rank shall hang on the difference.
+ROUNDING = 1e-9
 # The settings of `EvaluationConfig` that change scores; what was measured with others
 # says nothing.
 SCORE_SETTINGS = (
@@ -55,12 +57,13 @@ class Normality:
         the largest score.
         """
         count = len(self.scores)
-        rank = min(math.ceil((count + 1) * (1.0 - false_positive_rate)), count)
+        exact = (count + 1) * (1.0 - false_positive_rate)
+        rank = min(math.ceil(exact - ROUNDING), count)
         return self.scores[max(rank, 1) - 1]
 
     def supports(self, false_positive_rate: float) -> bool:
         """Whether there are enough scores to keep that rate."""
-        return (len(self.scores) + 1) * false_positive_rate >= 1.0
+        return (len(self.scores) + 1) * false_positive_rate >= 1.0 - ROUNDING
 
     def pixel_threshold(self, false_positive_rate: float) -> float:
         """The level that a share of the good pixels exceeds."""
@@ -150,7 +153,13 @@ def score_settings(settings: EvaluationConfig) -> dict[str, float]:
     return {name: getattr(settings, name) for name in SCORE_SETTINGS}
 
 
-def _normalise(values: Any, low: float, middle: float) -> Any:
-    """x / (1 + x), where x is the excess over `low` in units of `middle - low`."""
-    excess = np.maximum(values - low, 0.0) / max(middle - low, np.finfo(np.float32).tiny)
-    return excess / (1.0 + excess)
+def _normalise(values: Any, low: float, threshold: float) -> Any:
+    """Linear from 0 at `low` to 0.5 at the threshold, and from there ever closer to 1.
+
+    The order is kept, and above 0.5 is what is above the threshold, even where that was
+    set below `low` by hand or all good values are alike.
+    """
+    scale = max(threshold - low, 1e-6 * max(abs(threshold), 1.0))
+    below = 0.5 * np.clip((values - low) / scale, 0.0, 1.0)
+    excess = np.maximum(values - threshold, 0.0) / scale
+    return np.where(values > threshold, 0.5 + 0.5 * excess / (1.0 + excess), below)

@@ -4,14 +4,16 @@ A checkpoint is written beside its final name and renamed when it is complete, s
 that is killed while saving leaves the previous one untouched.
 """
 
+import contextlib
 import dataclasses
 import fcntl
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging as absl_logging
 from jax.sharding import Mesh
 
 from harmoniad_jax.config import Config, differences, parse_config
@@ -34,25 +36,31 @@ class Identity:
       config: all settings of the run.
       encoder: the encoder's name, for messages.
       weight_hash: SHA-256 of the encoder's weights.
+      preprocessing: mean and standard deviation that the encoder normalises RGB with.
       train_fingerprint: SHA-256 of the training images' names.
     """
 
     config: Config
     encoder: str
     weight_hash: str
+    preprocessing: dict[str, list[float]]
     train_fingerprint: str
 
     @classmethod
     def of(cls, config: Config, encoder: Encoder, train_fingerprint: str) -> "Identity":
-        return cls(config, encoder.description.name, encoder.weight_hash, train_fingerprint)
+        return cls(
+            config=config,
+            encoder=encoder.description.name,
+            weight_hash=encoder.weight_hash,
+            preprocessing={
+                "image_mean": list(encoder.image_mean),
+                "image_std": list(encoder.image_std),
+            },
+            train_fingerprint=train_fingerprint,
+        )
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "config": self.config.to_dict(),
-            "encoder": self.encoder,
-            "weight_hash": self.weight_hash,
-            "train_fingerprint": self.train_fingerprint,
-        }
+        return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Identity":
@@ -77,6 +85,17 @@ def _lock(directory: Path, workdir: Path) -> IO:
             f"another process is training in {workdir}; wait for it, or stop it first."
         ) from None
     return file
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """orbax warns that read-only means read-only."""
+    before = absl_logging.get_verbosity()
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    try:
+        yield
+    finally:
+        absl_logging.set_verbosity(before)
 
 
 def has_checkpoints(workdir: Path) -> bool:
@@ -104,16 +123,17 @@ class Checkpoints:
             raise UserError(f"--workdir={workdir} cannot be made ({error}).") from None
         policies = ocp.checkpoint_managers
         self._lock = None if read_only else _lock(self.directory, workdir)
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            options=ocp.CheckpointManagerOptions(
-                # The loop decides when to save.
-                save_decision_policy=policies.FixedIntervalPolicy(1),
-                preservation_policy=policies.LatestN(keep),
-                read_only=read_only,
-                cleanup_tmp_directories=not read_only,
-            ),
-        )
+        with _quiet() if read_only else contextlib.nullcontext():
+            self._manager = ocp.CheckpointManager(
+                self.directory,
+                options=ocp.CheckpointManagerOptions(
+                    # The loop decides when to save.
+                    save_decision_policy=policies.FixedIntervalPolicy(1),
+                    preservation_policy=policies.LatestN(keep),
+                    read_only=read_only,
+                    cleanup_tmp_directories=not read_only,
+                ),
+            )
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -227,12 +247,7 @@ def check_identity(stored: Identity, given: Identity, workdir: Path) -> None:
       UserError: listing every difference.
     """
     problems = differences(stored.config, given.config)
-    if stored.weight_hash != given.weight_hash:
-        problems.append(
-            f"the encoder {given.encoder!r} has other weights "
-            f"({given.weight_hash[:12]}) than {stored.encoder!r}, which the run was "
-            f"trained with ({stored.weight_hash[:12]})"
-        )
+    problems += encoder_differences(stored, given)
     if stored.train_fingerprint != given.train_fingerprint:
         problems.append("the training images are not those of the run")
     if problems:
@@ -240,3 +255,20 @@ def check_identity(stored: Identity, given: Identity, workdir: Path) -> None:
             f"{workdir} holds the checkpoint of another run: {'; '.join(problems)}. "
             "Give a new --workdir, or the settings that the run began with."
         )
+
+
+def encoder_differences(stored: Identity, given: Identity) -> list[str]:
+    """Why an encoder is not that of a run, in words."""
+    problems = []
+    if stored.weight_hash != given.weight_hash:
+        problems.append(
+            f"the encoder {given.encoder!r} has other weights "
+            f"({given.weight_hash[:12]}) than {stored.encoder!r}, which the run was "
+            f"trained with ({stored.weight_hash[:12]})"
+        )
+    if stored.preprocessing != given.preprocessing:
+        problems.append(
+            f"the encoder {given.encoder!r} normalises images with {given.preprocessing}, "
+            f"but the run was trained with {stored.preprocessing}"
+        )
+    return problems

@@ -1,6 +1,7 @@
 """A trained state and test images in, the figures of every category out."""
 
 import contextlib
+import dataclasses
 import json
 import logging
 import math
@@ -11,9 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from harmoniad_jax.config import parse_config
+from harmoniad_jax.config import Config, parse_config
 from harmoniad_jax.data.pipeline import read_masks
 from harmoniad_jax.data.records import Record
+from harmoniad_jax.errors import UserError
 from harmoniad_jax.metrics import (
     StreamingMetrics,
     category_metrics,
@@ -66,11 +68,7 @@ def evaluate_run(
     """
     with Checkpoints(workdir, read_only=True) as checkpoints:
         stored = checkpoints.read_identity()
-        config = stored.config.to_dict()
-        # What training was last called with: these settings may have changed since.
-        last = json.loads((workdir / CONFIG_FILE).read_text())
-        config["evaluation"] = last["evaluation"]
-        config["calibration"] = last["calibration"]
+        config = with_last_settings(stored.config, workdir).to_dict()
         if root is not None:
             config["data"]["root"] = root
         if data_dir is not None:
@@ -89,6 +87,14 @@ def evaluate_run(
         check_identity(stored, identity, workdir)
         state, _ = checkpoints.restore(jax.eval_shape(run.initial_state), run.mesh)
         calibration = checkpoints.read_calibration()
+    changed = stored.train_fingerprint != run.dataset.train_fingerprint
+    if changed and calibration and not calibration.fits(run.config.evaluation):
+        # Which images were held out is known of the whole set alone.
+        raise UserError(
+            "the thresholds were measured with other settings of config.evaluation, and "
+            f"the training images of {workdir} changed: they cannot be measured again. "
+            "Evaluate with the settings of training, or bring the images back."
+        )
     encoder_params = replicate(run.mesh, run.encoder.params)
     if not finished:
         logger.info(
@@ -99,6 +105,21 @@ def evaluate_run(
         state = with_statistics(run, state, encoder_params)
         calibration = calibrate(run, state, encoder_params)
     return evaluate(run, state, encoder_params, calibration, workdir)
+
+
+def with_last_settings(config: Config, workdir: Path) -> Config:
+    """A stored config with the evaluation and calibration of the last call of training.
+
+    They may have changed since the checkpoint was written. Without a `config.json` the
+    stored ones hold: the checkpoints alone may have been copied.
+    """
+    path = workdir / CONFIG_FILE
+    if not path.is_file():
+        return config
+    last = parse_config(json.loads(path.read_text()))
+    return dataclasses.replace(
+        config, evaluation=last.evaluation, calibration=last.calibration
+    )
 
 
 class Measured(NamedTuple):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,8 +20,9 @@ from harmoniad_jax.training.calibration import Normality
 from harmoniad_jax.training.checkpoints import (
     Checkpoints,
     Identity,
-    check_identity,
+    encoder_differences,
 )
+from harmoniad_jax.training.evaluation import with_last_settings
 from harmoniad_jax.training.prediction import Predictor
 from harmoniad_jax.training.setup import available_cores, prepare_run
 from harmoniad_jax.training.sharding import replicate
@@ -108,10 +110,15 @@ class TrainedModel:
                     "the command that began it."
                 )
             self._calibration = checkpoints.read_calibration()
-            config = self._adapted(stored.config, encoder)
+            config = self._adapted(with_last_settings(stored.config, workdir), encoder)
             run = prepare_run(config, Dataset(train=[], test=[]))
             given = Identity.of(run.config, run.encoder, stored.train_fingerprint)
-            check_identity(stored, given, workdir)
+            problems = encoder_differences(stored, given)
+            if problems:
+                raise UserError(
+                    f"{'; '.join(problems)}. Name the encoder that {workdir} was trained "
+                    "with."
+                )
             state, _ = checkpoints.restore(jax.eval_shape(run.initial_state), run.mesh)
         self.config = run.config
         self._predictor = Predictor(run, state, replicate(run.mesh, run.encoder.params))
@@ -160,7 +167,11 @@ class TrainedModel:
         Raises:
           UserError: a file cannot be read, or the category is not known.
           ValueError: an array of another shape or dtype.
+          TypeError: a single image.
         """
+        single = isinstance(images, np.ndarray) and images.ndim < 4
+        if single or isinstance(images, str | Path):
+            raise TypeError("predict takes a list of images, such as predict([image])")
         queries = [
             Query(image if isinstance(image, np.ndarray) else Path(image), category)
             for image in images
@@ -186,7 +197,7 @@ class TrainedModel:
 
         Args and Raises: see `predict`. Memory is that of a batch.
         """
-        self._check(queries, false_positive_rate)
+        self._check(queries, false_positive_rate, threshold)
         settings = self.config.evaluation
         loaded = iter(
             grain.MapDataset.source([query.image for query in queries])
@@ -197,13 +208,18 @@ class TrainedModel:
         while chunk := list(itertools.islice(pairs, settings.batch_size)):
             yield from self._judge(chunk, false_positive_rate, threshold)
 
-    def _check(self, queries: Sequence[Query], rate: float | None) -> None:
+    def _check(
+        self, queries: Sequence[Query], rate: float | None, threshold: float | None
+    ) -> None:
         if rate is not None and not 0 < rate < 1:
             raise UserError(
                 f"the false positive rate is {rate}; it must be between 0 and 1."
             )
-        wanted = {query.category for query in queries} - {None}
-        check_categories(sorted(wanted), self.categories, "the trained model")
+        if threshold is not None and math.isnan(threshold):
+            raise UserError("the threshold is no number; give a score.")
+        if self._calibration is not None:
+            wanted = {query.category for query in queries} - {None}
+            check_categories(sorted(wanted), self.categories, "the trained model")
         for query in queries:
             if isinstance(query.image, np.ndarray):
                 _check_array(query.image)
@@ -293,17 +309,21 @@ def find_boxes(
         return ()
     regions, count = scipy.ndimage.label(anomaly_map > threshold, EIGHT_CONNECTED)
     pixels = np.bincount(regions.ravel(), minlength=count + 1)[1:]
-    scale_y, scale_x = size[1] / anomaly_map.shape[0], size[0] / anomaly_map.shape[1]
     places = scipy.ndimage.find_objects(regions)
-    return tuple(
-        Box(
-            int(places[i][1].start * scale_x),
-            int(places[i][0].start * scale_y),
-            int(np.ceil(places[i][1].stop * scale_x)),
-            int(np.ceil(places[i][0].stop * scale_y)),
+    (map_height, map_width), (width, height) = anomaly_map.shape, size
+    boxes = []
+    for region in np.argsort(-pixels, kind="stable"):
+        rows, columns = places[region]
+        boxes.append(
+            # Whole numbers throughout: rounding would lead out of the image.
+            Box(
+                left=columns.start * width // map_width,
+                top=rows.start * height // map_height,
+                right=-(-columns.stop * width // map_width),
+                bottom=-(-rows.stop * height // map_height),
+            )
         )
-        for i in np.argsort(-pixels, kind="stable")
-    )
+    return tuple(boxes)
 
 
 def _check_array(image: np.ndarray) -> None:

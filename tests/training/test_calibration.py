@@ -22,7 +22,7 @@ from harmoniad_jax.training.calibration import (
 
 SCORES = st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=60)
 # Rates as people write them, exactly: in thousandths.
-RATES = st.integers(1, 999).map(lambda thousandths: Fraction(thousandths, 1000))
+RATES = st.integers(1, 400).map(lambda thousandths: Fraction(thousandths, 1000))
 
 
 def records(category, count):
@@ -152,7 +152,7 @@ def test_ninety_nine_scores_are_enough_for_one_in_a_hundred():
     assert normality(np.arange(199)).threshold(0.01) == 197
 
 
-@pytest.mark.parametrize("count", [1, 9, 48, 99, 100, 1000])
+@pytest.mark.parametrize("count", [1, 9, 19, 99, 199, 999])
 def test_whether_scores_are_enough_is_whether_one_more_would_be_outside(count):
     good = normality(np.arange(count))
     assert good.supports(1 / (count + 1))

@@ -127,6 +127,7 @@ def test_results_say_what_thresholds_achieve(run, trained_run):
         assert set(stored[kind]) == set(run.dataset.categories)
         for figures in stored[kind].values():
             assert figures["held_out"] == held_out
+            assert not figures["keeps_rate"]  # that takes 99
             for name in ("precision", "recall", "false_positive_rate"):
                 assert figures[name] is None or 0 <= figures[name] <= 1
     assert len({figures["threshold"] for figures in stored["shared"].values()}) == 1
@@ -373,6 +374,15 @@ def test_the_encoder_may_be_moved_but_not_changed(
         harmoniad_jax.load(trained_run.workdir, encoder=other)
 
 
+def test_an_encoder_that_sees_other_colours_is_another(run, trained_run, tmp_path):
+    """The same weights, and another mean in its preprocessor_config.json."""
+    other = save_encoder(run, tmp_path / "other")
+    statistics = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.5, 0.5]}
+    (tmp_path / "other/preprocessor_config.json").write_text(json.dumps(statistics))
+    with pytest.raises(UserError, match="image_mean|preprocess|encoder"):
+        harmoniad_jax.load(trained_run.workdir, encoder=other)
+
+
 # Where a run may be used.
 
 
@@ -498,6 +508,11 @@ def test_the_rate_of_a_run_changes_without_training(
         assert figures["threshold"] == expected
     assert results["per_category"] == trained_run.results["per_category"]
     assert evaluate_run(workdir)["decisions"] == results["decisions"]
+    often = evaluate_run(workdir, false_positive_rate=0.5)["decisions"]
+    assert often["false_positive_rate"] == 0.5
+    for category, figures in often["per_category"].items():
+        assert figures["threshold"] == calibration.of(category).threshold(0.5)
+        assert figures["keeps_rate"]
     # And the model that is loaded from there follows.
     (result,) = harmoniad_jax.load(workdir).predict(paths[:1])
     assert result.threshold == expected
@@ -519,6 +534,31 @@ def test_other_smoothing_is_calibrated_anew(trained_run, tmp_path, monkeypatch):
     for category, figures in decisions["per_category"].items():
         assert figures["threshold"] == calibration.of(category).threshold(0.01)
         assert figures["threshold"] != before["per_category"][category]["threshold"]
+
+
+def test_images_that_were_trained_on_never_set_a_threshold(
+    trained_run, run, products, tmp_path, monkeypatch
+):
+    """A finished run may be evaluated though its training images changed. Which of those
+    that are left were held out must not be decided anew then."""
+    root, workdir = tmp_path / "photos", tmp_path / "run"
+    shutil.copytree(products, root)
+    (root / "tablet/train/good/000.png").unlink()
+    shutil.copytree(trained_run.workdir, workdir)
+    config = changed(trained_run.config, "evaluation", smoothing_sigma=0.0)
+    (workdir / "config.json").write_text(json.dumps(config.to_dict()))
+    trained_on = {record.key for record in run.dataset.train}
+    used = set()
+
+    def spy(run, *_):
+        used.update(record.key for record in run.dataset.held_out)
+        raise UserError("seen")
+
+    monkeypatch.setattr("harmoniad_jax.training.evaluation.calibrate", spy)
+    # To refuse, or to calibrate with what is left of the held-out images, is right.
+    with pytest.raises(UserError):
+        evaluate_run(workdir, root=str(root))
+    assert used.isdisjoint(trained_on)
 
 
 def test_a_loaded_model_compares_only_what_can_be_compared(

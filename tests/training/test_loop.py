@@ -66,6 +66,7 @@ def test_a_run_leaves_what_the_readme_says(finished):
         "checkpoints",
         "config.json",
         "metrics.jsonl",
+        "report",
         "results.json",
         "tensorboard",
     }
@@ -320,4 +321,4 @@ def test_a_lost_mask_is_reported(products, tiny_config, tmp_path, capsys):
     config = changed(config, "train", num_steps=1)
     results = train_and_evaluate(config, tmp_path / "run")
     assert results["lost_masks"] == 1
-    assert "1 defective images have no mask" in capsys.readouterr().out
+    assert "1 defective image has no mask" in capsys.readouterr().out
