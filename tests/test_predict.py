@@ -2,7 +2,6 @@
 
 import csv
 import io
-import itertools
 import json
 import os
 import re
@@ -17,6 +16,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pytest
 from PIL import Image
+from tqdm import tqdm
 
 from harmoniad_jax.data.preprocess import read_image
 from harmoniad_jax.data.records import EncodedImage
@@ -28,6 +28,9 @@ from harmoniad_jax.training.predict_files import (
     guess_category,
     predict_files,
 )
+
+# Pillow warns of what it mends, such as EXIF data that are cut off.
+pytestmark = pytest.mark.filterwarnings("ignore:::PIL")
 
 ROOT = Path(__file__).parents[1]
 COLUMNS = [
@@ -207,6 +210,19 @@ def test_a_row_says_what_the_model_says(predict, model, photos, tmp_path, capsys
     defective = sum(row["verdict"] == "defective" for row in rows)
     said = f"3 images: {defective} defective, {3 - defective} good; see {tmp_path}/out"
     assert said in capsys.readouterr().out
+
+
+def test_a_bar_shows_the_progress(predict, photos, tmp_path, monkeypatch):
+    shown = io.StringIO()
+
+    def on_a_terminal(*arguments, **options):
+        return tqdm(*arguments, **{**options, "disable": False, "file": shown})
+
+    monkeypatch.setattr(module, "tqdm", on_a_terminal)
+    predict(photos, tmp_path / "out")
+    last = shown.getvalue().split("\r")[-1]
+    assert "predicting" in last
+    assert "3/3" in last
 
 
 def test_category_rate_and_threshold_are_passed_on(predict, model, photos, tmp_path):
@@ -572,26 +588,15 @@ def good_images() -> Iterator[tuple[str, bytes, tuple[int, int]]]:
     floats = np.float32(deep)
     floats[0, :3] = [np.nan, np.inf, -np.inf]
     yield "float.tif", encoded(Image.fromarray(floats), "TIFF"), size
-    for mode in ("RGBA", "LA", "PA", "P", "1", "L"):
+    for mode in ("RGBA", "LA", "P", "1", "L"):
         yield f"{mode}.png", encoded(colour.convert(mode), "PNG"), size
     palette = encoded(colour.quantize(16), "PNG", transparency=bytes([0, 128, 255]))
     yield "transparent palette.png", palette, size
-    for name in ("YCbCr", "LAB"):
-        yield (
-            f"{name}.tif",
-            encoded(
-                colour.convert("RGB").convert("YCbCr")
-                if name == "YCbCr"
-                else Image.new("LAB", size),
-                "TIFF",
-            ),
-            size,
-        )
+    yield "YCbCr.tif", encoded(colour.convert("YCbCr"), "TIFF"), size
     for image_format in ("GIF", "PNG", "WEBP", "TIFF"):
         yield f"animated.{image_format.lower()}", animated(image_format), size
     for image_format in ("JPEG", "PNG", "WEBP", "TIFF"):
         yield f"rotated.{image_format.lower()}", rotated(image_format), size[::-1]
-    yield "odd tag.jpg", turned_photo(), size[::-1]
     yield "really a.bmp.png", encoded(colour, "BMP"), size
     yield "no suffix but.ppm", encoded(colour, "PPM"), size
     yield "all black.png", encoded(Image.new("RGB", size), "PNG"), size
@@ -609,17 +614,15 @@ def damaged_images() -> Iterator[tuple[str, bytes]]:
     yield "archive.png", b"PK\x03\x04" + bytes(100)
     yield "random.png", np.random.default_rng(0).bytes(5000)
     yield "nulls.jpg", bytes(5000)
-    for image_format in ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "AVIF"):
-        if image_format not in Image.SAVE:
-            continue
+    for image_format in ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF"):
         content = encoded(colour, image_format)
         yield f"half.{image_format.lower()}", content[: len(content) // 2]
         yield f"start.{image_format.lower()}", content[:20]
     yield "bomb.png", png(50_000, 50_000)
     yield "absurd.png", png(2**31 - 1, 2**31 - 1)
     yield "no pixels.png", png(0, 0)
-    # A text of 100 MB in 100 KB, and a colour profile of it.
-    text = zlib.compress(bytes(100_000_000))
+    # Ten megabytes of text in ten kilobytes.
+    text = zlib.compress(bytes(10_000_000))
     yield "text bomb.png", png(8, 8, png_chunk(b"zTXt", b"Comment\x00\x00" + text))
     wide = struct.pack("<IHHIIIIII", 40, 0, 0, 40, 0, 0, 0, 0, 0)
     yield "nonsense.bmp", b"BM" + bytes(12) + wide
@@ -628,14 +631,19 @@ def damaged_images() -> Iterator[tuple[str, bytes]]:
     yield "loop.tif", b"II*\x00\x08\x00\x00\x00\x00\x00\x08\x00\x00\x00"
 
 
+GOOD = {name: (content, size) for name, content, size in good_images()}
+DAMAGED = dict(damaged_images())
+
+
 @pytest.fixture(scope="module")
 def hostile(model, tmp_path_factory):
     """All of them in one folder, judged together: rows, and the folder."""
     folder = tmp_path_factory.mktemp("hostile")
     (folder / "photos").mkdir()
-    contents = [(name, content) for name, content, _ in good_images()]
-    for name, content in itertools.chain(contents, damaged_images()):
-        assert not (folder / "photos" / name).exists()
+    assert GOOD.keys().isdisjoint(DAMAGED)
+    for name, content in (
+        DAMAGED | {n: content for n, (content, _) in GOOD.items()}
+    ).items():
         (folder / "photos" / name).write_bytes(content)
     (folder / "photos/folder.png").mkdir()
     with pytest.MonkeyPatch.context() as patch:
@@ -652,10 +660,10 @@ def test_every_file_has_a_row(hostile):
     assert set(rows) == files
 
 
-@pytest.mark.parametrize("name", [name for name, _, _ in good_images()])
+@pytest.mark.parametrize("name", GOOD)
 def test_an_odd_image_is_judged(hostile, model, name):
     folder, rows = hostile
-    (size,) = [size for other, _, size in good_images() if other == name]
+    _, size = GOOD[name]
     assert rows[name]["error"] == ""
     (result,) = model.predict([folder / "photos" / name])
     assert result.size == size
@@ -671,7 +679,7 @@ def test_an_odd_image_is_judged(hostile, model, name):
         assert image.width <= 2048
 
 
-@pytest.mark.parametrize("name", [name for name, _ in damaged_images()])
+@pytest.mark.parametrize("name", DAMAGED)
 def test_a_damaged_image_is_a_row_with_its_error(hostile, name):
     folder, rows = hostile
     row = rows[name]
@@ -681,12 +689,49 @@ def test_a_damaged_image_is_a_row_with_its_error(hostile, name):
     assert not (folder / f"out/overlays/{name}.jpg").exists()
 
 
+@pytest.mark.slow
+def test_a_wide_scan_is_judged(predict, tmp_path):
+    """Eighty million pixels, as a line camera takes them."""
+    write_image(tmp_path / "scan.png", Image.new("RGB", (20_000, 4_000), "grey"))
+    assert predict(tmp_path / "scan.png", tmp_path / "out") == 0
+    (row,) = rows_of(tmp_path / "out")
+    assert row["verdict"]
+    with Image.open(tmp_path / "out/maps/scan.png.png") as image:
+        assert image.size == (20_000, 4_000)
+
+
 def test_an_animation_is_judged_by_its_first_frame(hostile, model):
     folder, _ = hostile
     first, animation = model.predict(
         [noise(), folder / "photos/animated.png"],
     )
     assert animation.score == first.score
+
+
+def stumbling_blocks():
+    """Name and content of files that Pillow answers with errors of other kinds."""
+    colour = Image.fromarray(noise(64, 64))
+    yield "odd tag.jpg", turned_photo()
+    yield "LAB.tif", encoded(Image.new("LAB", (8, 8)), "TIFF")
+    yield "half.dds", encoded(colour, "DDS")[:76] + bytes(200)
+    if "AVIF" in Image.SAVE:
+        content = encoded(colour, "AVIF")
+        yield "half.avif", content[: len(content) // 2]
+
+
+BLOCKS = dict(stumbling_blocks())
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_what_pillow_stumbles_over_stops_nothing(predict, tmp_path, name):
+    for good in ("a.png", "z.png"):
+        write_image(tmp_path / "photos" / good)
+    (tmp_path / "photos" / name).write_bytes(BLOCKS[name])
+    predict(tmp_path / "photos", tmp_path / "out")
+    rows = {row["path"]: row for row in rows_of(tmp_path / "out")}
+    assert set(rows) == {"a.png", name, "z.png"}
+    assert rows["a.png"]["verdict"] and rows["z.png"]["verdict"]
+    assert bool(rows[name]["error"]) != bool(rows[name]["verdict"])
 
 
 def test_damage_anywhere_is_an_error_and_never_a_crash():

@@ -11,7 +11,7 @@ from harmoniad_jax.metrics import (
     mean_metrics,
     mean_metrics_per_dataset,
 )
-from harmoniad_jax.report.tables import HEADINGS, results_table
+from harmoniad_jax.report.tables import HEADINGS, decisions_table, results_table
 
 
 def figures(first, num_images=10):
@@ -141,3 +141,46 @@ def test_takes_what_the_metrics_give():
     assert "-" not in both
     assert good[2] == "-"
     assert mean[0] == "mean"
+
+
+# What thresholds achieve.
+
+
+def decision(precision, recall, alarms, threshold=1.5, held_out=20):
+    return {
+        "threshold": threshold,
+        "held_out": held_out,
+        "keeps_rate": held_out >= 99,
+        "precision": precision,
+        "recall": recall,
+        "false_positive_rate": alarms,
+    }
+
+
+DECISIONS = {
+    "false_positive_rate": 0.01,
+    "per_category": {
+        "bottle": decision(1.0, 0.9, 0.02, threshold=-0.25),
+        "a long name": decision(None, 0.0, math.nan, held_out=103),
+    },
+    "shared": {
+        "bottle": decision(0.8, 0.7, 0.6),
+        "a long name": decision(0.5, 0.4, 0.3),
+    },
+}
+
+
+def test_thresholds_are_a_row_a_category_own_figures_first():
+    headings, *rows = cells(decisions_table(DECISIONS))
+    assert headings[0] == "at 1.0 % false alarms"
+    assert rows == [
+        ["bottle", "20", "-0.250", "100.0", "90.0", "2.0", "80.0", "70.0", "60.0"],
+        ["a long name", "103", "1.500", "-", "0.0", "-", "50.0", "40.0", "30.0"],
+    ]
+    assert len(headings) == len(rows[0])
+    assert headings[6].startswith("shared")
+
+
+def test_the_table_of_thresholds_is_aligned():
+    lines = decisions_table(DECISIONS).split("\n")
+    assert len({len(line) for line in lines}) == 1

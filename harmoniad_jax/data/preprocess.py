@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import scipy.ndimage
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from harmoniad_jax.data.records import ImageFile
 from harmoniad_jax.errors import UserError
@@ -19,14 +19,6 @@ MASK_RULES = ("half", "any")
 EIGHT_CONNECTED = np.ones((3, 3), int)
 EXIF_ORIENTATION = 0x0112
 EXIF_ON_ITS_SIDE = (5, 6, 7, 8)
-# What Pillow raises for files that are missing, truncated, absurd or no images.
-UNREADABLE = (
-    OSError,
-    UnidentifiedImageError,
-    Image.DecompressionBombError,
-    ValueError,
-    SyntaxError,
-)
 
 
 def read_image(file: ImageFile) -> np.ndarray:
@@ -68,7 +60,7 @@ def read_size(path: Path) -> tuple[int, int]:
             width, height = image.size
             # The base class's method: that of PNG files decodes the whole image.
             orientation = Image.Image.getexif(image).get(EXIF_ORIENTATION)
-    except UNREADABLE as error:
+    except Exception as error:  # see `_open`
         raise UserError(f"{path} cannot be read as an image ({error})") from None
     return (height, width) if orientation in EXIF_ON_ITS_SIDE else (width, height)
 
@@ -161,8 +153,11 @@ def _open(file: ImageFile) -> tuple[Image.Image, str | None]:
             file_format = image.format
             ImageOps.exif_transpose(image, in_place=True)
             return image, file_format
-    except UNREADABLE as error:
-        # Pillow names the buffer where it knows no format.
+    except UserError:
+        raise  # the file's own words
+    except Exception as error:
+        # Pillow's decoders raise anything for what is missing, truncated, absurd or no
+        # image; it names the buffer where it knows no format.
         reason = "unknown format" if "BytesIO" in str(error) else error
         raise UserError(f"{file} cannot be read as an image ({reason})") from None
 

@@ -2,7 +2,9 @@
 
 import csv
 import functools
+import hashlib
 import json
+import os
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol
 
@@ -29,6 +31,8 @@ MAP_FORMATS = ("png", "npy", "none")
 MAP_SIZES = ("image", "model")
 # What spreadsheets take for the beginning of a formula.
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
+# Bytes of a file name, on the usual file systems.
+LONGEST_NAME = 255
 # Of normalised maps.
 SCALE = ColourScale(0.0, 1.0)
 NORMALISED_THRESHOLD = 0.5
@@ -91,8 +95,9 @@ class PredictionWriter:
             )
 
     def __enter__(self) -> "PredictionWriter":
+        # A file name may hold bytes that are no text: they are spelt out.
         self._file: IO[str] = (self.folder / CSV_FILE).open(
-            "w", newline="", encoding="utf-8"
+            "w", newline="", encoding="utf-8", errors="backslashreplace"
         )
         self._rows = csv.DictWriter(self._file, COLUMNS)
         self._rows.writeheader()
@@ -118,7 +123,7 @@ class PredictionWriter:
             normalised_score=_number(prediction.normalised_score),
             threshold=_number(prediction.threshold),
             verdict=verdicts[prediction.is_defective],
-            category=prediction.category or "",
+            category=_no_formula(prediction.category or ""),
             boxes=json.dumps([list(box) for box in prediction.boxes]),
         )
         if self._maps == "npy":
@@ -132,7 +137,7 @@ class PredictionWriter:
 
     def write_error(self, name: PurePosixPath, error: str) -> None:
         """Writes the row of an image that could not be read."""
-        self._write_row(name, error=" ".join(error.split()))
+        self._write_row(name, error=_no_formula(" ".join(error.split())))
 
     def _write_row(self, name: PurePosixPath, **cells: Any) -> None:
         path = str(name)
@@ -151,7 +156,7 @@ class PredictionWriter:
 
     def _path(self, kind: str, name: PurePosixPath, suffix: str) -> Path:
         """OUT/maps/sub/a.jpg.png: the image's own suffix stays, for its namesakes."""
-        path = self.folder / kind / f"{name}{suffix}"
+        path = self.folder / kind / name.with_name(_short(name.name, suffix) + suffix)
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
@@ -182,6 +187,21 @@ def _bar(width: int) -> np.ndarray:
     drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
     height = max(1, round(drawn.height * width / drawn.width))
     return np.asarray(drawn.resize((width, height), Image.Resampling.LANCZOS))
+
+
+def _no_formula(text: str) -> str:
+    """Text that a spreadsheet takes for text."""
+    return f"'{text}" if text.startswith(FORMULA) else text
+
+
+def _short(name: str, suffix: str) -> str:
+    """A file name to which a suffix can be added; its end gives way to a hash."""
+    encoded = os.fsencode(name)
+    if len(encoded) + len(suffix) <= LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(encoded).hexdigest()[:16]
+    kept = encoded[: LONGEST_NAME - len(suffix) - len(digest)]
+    return kept.decode("utf-8", errors="ignore") + digest
 
 
 def _number(value: float | None) -> str:

@@ -34,7 +34,14 @@ class RunSummary(NamedTuple):
 
 
 def is_run(folder: Path) -> bool:
-    return (folder / "config.json").is_file()
+    """Whether a folder is that of a run; an encoder has a config.json as well."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except OSError:
+        return False
+    except ValueError:
+        return True  # a damaged one
+    return not isinstance(config, dict) or "train" in config
 
 
 def read_run(folder: Path) -> RunSummary:
@@ -49,21 +56,21 @@ def read_run(folder: Path) -> RunSummary:
         if (folder / "results.json").is_file():
             results = json.loads((folder / "results.json").read_text())
         log = _read_log(folder / "metrics.jsonl")
-    except (OSError, ValueError) as error:
+        # The time between two lines, from the speed that the later one states.
+        steps = [0, *(line["step"] for line in log)]
+        seconds = sum(
+            (step - before) / line["steps_per_second"]
+            for before, step, line in zip(steps, steps[1:], log, strict=False)
+        )
+        return RunSummary(
+            name=str(folder),
+            config=flatten(config),
+            step=results.get("step", steps[-1] or None),
+            mean=results.get("mean", {}),
+            seconds=seconds,
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder} is damaged ({error}).") from None
-    # The time between two lines, from the speed that the later one states.
-    steps = [0, *(line["step"] for line in log)]
-    seconds = sum(
-        (step - before) / line["steps_per_second"]
-        for before, step, line in zip(steps, steps[1:], log, strict=False)
-    )
-    return RunSummary(
-        name=str(folder),
-        config=flatten(config),
-        step=results.get("step", steps[-1] or None),
-        mean=results.get("mean", {}),
-        seconds=seconds,
-    )
 
 
 def summary_rows(runs: Sequence[RunSummary]) -> list[list[str]]:
@@ -90,8 +97,7 @@ def write_summary(runs: Sequence[RunSummary], output: str) -> str:
     """The table as text, in one of `FORMATS`."""
     rows = summary_rows(runs)
     if output == "markdown":
-        # A bar would end a cell.
-        return markdown_table([[cell.replace("|", "\\|") for cell in row] for row in rows])
+        return markdown_table([[_cell(text) for text in row] for row in rows])
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue().rstrip("\n")
@@ -104,6 +110,11 @@ def _read_log(path: Path) -> list[dict[str, float]]:
     # The last line of a run that is being written, or was killed, may not be whole.
     whole = [line for line in lines if line.endswith("}")]
     return [json.loads(line) for line in whole]
+
+
+def _cell(text: str) -> str:
+    """Text that does not end its cell of a Markdown table."""
+    return " ".join(text.splitlines()).replace("|", "\\|")
 
 
 def _setting(value: Any) -> str:

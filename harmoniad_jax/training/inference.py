@@ -195,9 +195,15 @@ class TrainedModel:
     ) -> Iterator[ImageResult | UserError]:
         """Judges images one after the other, in order; an error takes its image's place.
 
-        Args and Raises: see `predict`. Memory is that of a batch.
+        Args and Raises: see `predict`; mistakes are found before the first image is asked
+        for. Memory is that of a batch.
         """
         self._check(queries, false_positive_rate, threshold)
+        return self._stream(queries, false_positive_rate, threshold)
+
+    def _stream(
+        self, queries: Sequence[Query], rate: float | None, threshold: float | None
+    ) -> Iterator[ImageResult | UserError]:
         settings = self.config.evaluation
         loaded = iter(
             grain.MapDataset.source([query.image for query in queries])
@@ -206,7 +212,7 @@ class TrainedModel:
         )
         pairs = zip(queries, loaded, strict=True)
         while chunk := list(itertools.islice(pairs, settings.batch_size)):
-            yield from self._judge(chunk, false_positive_rate, threshold)
+            yield from self._judge(chunk, rate, threshold)
 
     def _check(
         self, queries: Sequence[Query], rate: float | None, threshold: float | None

@@ -15,6 +15,9 @@ from harmoniad_jax.errors import UserError
 from harmoniad_jax.report.predictions import CSV_FILE, OVERLAY_SIDE, PredictionWriter
 from harmoniad_jax.training.inference import Query, TrainedModel
 
+# A path of more bytes is none, on any system.
+LONGEST_PATH = 4096
+
 
 def predict_files(
     workdir: Path,
@@ -49,6 +52,10 @@ def predict_files(
       UserError: no images, no trained model, or nowhere to write.
     """
     files, base = find_files(source)
+    # What an earlier call wrote into a folder below is no input.
+    files = [file for file in files if not file.resolve().is_relative_to(output.resolve())]
+    if not files:
+        raise UserError(f"--input={source} holds no images but those below --output.")
     names = [PurePosixPath(file.relative_to(base).as_posix()) for file in files]
     writer = PredictionWriter(
         output, maps=maps, map_size=map_size, overlays=overlays, overwrite=overwrite
@@ -89,7 +96,9 @@ def find_files(source: str) -> tuple[list[Path], Path]:
       UserError: there are none.
     """
     path = Path(source).expanduser()
-    if path.is_dir():
+    if len(os.fsencode(source)) > LONGEST_PATH or "\0" in source:
+        files, base = [], path
+    elif path.is_dir():
         files = [file for file in path.rglob("*") if is_image(file) and file.is_file()]
         base = path
     elif path.is_file():
@@ -113,8 +122,11 @@ def guess_category(name: PurePosixPath, categories: Sequence[str]) -> str | None
     return found[0] if len(found) == 1 else None
 
 
-def _shown(file: Path) -> np.ndarray:
-    """The image at the size of an overlay, [h, w, 3] uint8."""
-    image = Image.fromarray(read_image(file))
+def _shown(file: Path) -> np.ndarray | None:
+    """The image at the size of an overlay, [h, w, 3] uint8; None if it is gone by now."""
+    try:
+        image = Image.fromarray(read_image(file))
+    except UserError:
+        return None
     image.thumbnail((OVERLAY_SIDE, OVERLAY_SIDE))
     return np.asarray(image)
