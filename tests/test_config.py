@@ -265,18 +265,18 @@ FREE = (
     "data.data_dir",
     "data.manual_dir",
     "data.threads",
-    "calibration.false_positive_rate",
-    "calibration.pixel_false_positive_rate",
-    "evaluation.streaming",
-    "evaluation.report",
     "cache.enabled",
     "cache.folder",
     "cache.max_gigabytes",
+    "evaluation.streaming",
+    "evaluation.report",
     "data.check_images",
     "encoder.name",
     "train.log_every_steps",
     "train.checkpoint_every_steps",
     "train.keep_checkpoints",
+    "calibration.false_positive_rate",
+    "calibration.pixel_false_positive_rate",
 )
 
 
@@ -456,6 +456,13 @@ MISTAKES = [
     ("evaluation.top_share", 1.5, "share between 0 and 1"),
     ("evaluation.top_share", -0.5, "share between 0 and 1"),
     ("evaluation.mask_rule", "most", "allowed are half, any"),
+    ("calibration.holdout", 1.0, "share between 0 and 1"),
+    ("calibration.holdout", -0.1, "share between 0 and 1"),
+    ("calibration.false_positive_rate", 0.0, "greater than 0"),
+    ("calibration.false_positive_rate", 1.0, "share between 0 and 1"),
+    ("calibration.false_positive_rate", 5.0, "share between 0 and 1"),
+    ("calibration.pixel_false_positive_rate", 0.0, "greater than 0"),
+    ("calibration.pixel_false_positive_rate", 1.5, "share between 0 and 1"),
 ]
 
 
@@ -478,6 +485,8 @@ def test_a_mistake_is_named_with_what_is_allowed(description, path, value, allow
         ("evaluation.top_share", 0.0),
         ("evaluation.top_share", 1.0),
         ("evaluation.smoothing_sigma", 0.0),
+        ("calibration.holdout", 0.0),
+        ("calibration.false_positive_rate", 1e-6),
         ("encoder.groups", 4),
         ("encoder.groups", 1),
         ("model.head_width", 64),

@@ -857,13 +857,3 @@ def test_bad_flags_are_one_line_and_status_two(arguments, part):
     assert line.startswith("error: ")
     assert part in line
     assert done.stdout == ""
-
-
-def test_no_images_are_one_line_and_status_two(tmp_path):
-    done = command(
-        *("--workdir=w", "--input=nowhere/*.png", f"--output={tmp_path / 'out'}")
-    )
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("error: --input=nowhere/*.png is no image file")
-    assert not (tmp_path / "out").exists()

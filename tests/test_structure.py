@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = "harmoniad_jax"
-COMMANDS = ("train", "evaluate", "predict", "export", "cli")
+COMMANDS = ("train", "evaluate", "predict", "summarize", "export", "cli")
 
 
 def sources(*folders):
@@ -142,7 +142,7 @@ def test_only_model_and_training_know_jax(part):
 
 def test_the_flags_are_read_before_jax_is_loaded():
     """A mistake on the command line is reported at once."""
-    for name in ("train", "evaluate"):
+    for name in ("train", "evaluate", "predict", "summarize"):
         tree = ast.parse(MODULES[f"{PACKAGE}.{name}"].read_text())
         kinds = (ast.Import, ast.ImportFrom)
         top = [ast.unparse(node) for node in tree.body if isinstance(node, kinds)]

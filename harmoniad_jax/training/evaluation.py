@@ -186,7 +186,7 @@ def evaluate(
                 report.add(
                     _content(run, predictor, category, measured[category], normality)
                 )
-        results = _results(run, state, calibration, measured)
+        results = _undefined_to_none(_results(run, state, calibration, measured))
         if writes:
             _write_results(results, workdir / RESULTS_FILE)
             report_results(results)
@@ -326,8 +326,8 @@ def report_results(results: dict[str, Any]) -> None:
 
 
 def _write_results(results: dict[str, Any], path: Path) -> None:
-    """Writes `results.json` whole or not at all; undefined figures become null."""
-    text = json.dumps(_undefined_to_none(results), indent=2)
+    """Writes `results.json` whole or not at all."""
+    text = json.dumps(results, indent=2)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(text + "\n")
     temporary.replace(path)

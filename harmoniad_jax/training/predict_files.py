@@ -82,6 +82,11 @@ def predict_files(
                 writer.write(name, result, _shown(file) if overlays else None)
                 counts[result.is_defective] += 1
             progress.update()
+    if counts[None]:
+        print(
+            "The run held no images out (config.calibration.holdout=0), so there is no "
+            "verdict, and no map but with --maps=npy."
+        )
     parts = [f"{counts[True]} defective", f"{counts[False]} good"]
     parts += [f"{counts[None]} without threshold"] if counts[None] else []
     parts += [f"{unreadable} unreadable"] if unreadable else []

@@ -66,7 +66,6 @@ def test_a_run_leaves_what_the_readme_says(finished):
         "checkpoints",
         "config.json",
         "metrics.jsonl",
-        "report",
         "results.json",
         "tensorboard",
     }
@@ -80,6 +79,34 @@ def test_a_run_leaves_what_the_readme_says(finished):
     log = log_of(workdir)
     assert [line["step"] for line in log] == [1, 2, 3, 4, 5, 6]
     assert all(np.isfinite(list(line.values())).all() for line in log)
+
+
+def evaluated_with(config: Config, workdir: Path, folder: Path, **values):
+    """Results of a copy of a finished run, evaluated with other settings."""
+    shutil.copytree(workdir, folder)
+    return train_and_evaluate(changed(config, "evaluation", **values), folder)
+
+
+def test_a_report_shows_every_category(finished, tmp_path):
+    config, workdir, results = finished
+    again = evaluated_with(config, workdir, tmp_path / "run", report=True)
+    assert again["per_category"] == results["per_category"]
+    page = (tmp_path / "run" / "report" / "index.html").read_text()
+    assert all(category in page for category in results["per_category"])
+    images = re.findall(r'src="(images/[^"]+)"', page)
+    assert images
+    assert all((tmp_path / "run" / "report" / name).is_file() for name in images)
+
+
+def test_streamed_figures_are_within_their_bounds(finished, tmp_path):
+    config, workdir, exact = finished
+    streamed = evaluated_with(config, workdir, tmp_path / "run", streaming=True)
+    for category, figures in exact["per_category"].items():
+        bounds = streamed["error_bounds"][category]
+        for name in METRIC_NAMES:
+            found = streamed["per_category"][category][name]
+            assert abs(found - figures[name]) <= bounds[name] + 1e-12, (category, name)
+            assert bounds[name] < 0.01
 
 
 def test_training_lowers_the_loss(tiny_config, tmp_path):
