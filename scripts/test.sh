@@ -6,4 +6,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup_venv.sh"
 
 ruff check .
 ruff format --check .
-python -m pytest "$@"
+python -m pytest --numprocesses auto --dist loadfile "$@"

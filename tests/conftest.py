@@ -13,14 +13,14 @@ os.environ["XLA_FLAGS"] = (
     " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
 # Many tests compile the same tiny run: once is enough, in this process or another.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="harmoniad-tests-")
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share their parent's folder
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="harmoniad-tests-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], True)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # Nothing of the user's own caches is read or written.
 os.environ["XDG_CACHE_HOME"] = os.environ["JAX_COMPILATION_CACHE_DIR"]
 # A test that needs the model hub is a mistake; it shall fail at once.
 os.environ["HF_HUB_OFFLINE"] = "1"
-
-atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], True)
 
 from pathlib import Path
 from typing import Any, NamedTuple
