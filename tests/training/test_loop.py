@@ -2,13 +2,8 @@
 
 import dataclasses
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import jax
@@ -16,8 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from configs import demo
-from harmoniad_jax.config import Config, flatten, parse_config
+from harmoniad_jax.config import Config
 from harmoniad_jax.data.pipeline import image_loader, training_batches, training_order
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.metrics import METRIC_NAMES
@@ -161,62 +155,6 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(finished, tmp_path, monke
     assert train_and_evaluate(config, tmp_path) == results
     assert_bitwise_equal(final_state(config, tmp_path), final_state(config, workdir))
     assert [line["step"] for line in log_of(tmp_path)] == [1, 2, 3, 4, 5, 6]
-
-
-def test_a_killed_run_ends_as_an_undisturbed_one(tiny_config, tmp_path):
-    """SIGKILL at moments that no one chose, until the run gets through.
-
-    As users run it: without the tests' compiler flags, and each of the two runs compiles
-    for itself.
-    """
-    users = {name: text for name, text in os.environ.items() if name != "XLA_FLAGS"}
-
-    def start(workdir):
-        cache = {"JAX_COMPILATION_CACHE_DIR": str(workdir.with_suffix(".cache"))}
-        command = [
-            *(sys.executable, "-m", "harmoniad_jax.train", "--config", "configs/demo.py"),
-            *("--workdir", str(workdir)),
-            *overrides(tiny_config),
-        ]
-        return subprocess.Popen(
-            command, cwd=ROOT, env=users | cache, stderr=subprocess.PIPE, text=True
-        )
-
-    def finish(workdir):
-        process = start(workdir)
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
-
-    finish(tmp_path / "undisturbed")
-    killed = 0
-    for delay in np.random.default_rng(0).uniform(0.0, 0.8, 2):
-        process = start(tmp_path / "killed")
-        # Once steps are made, a save or a step or both may be under way.
-        for line in process.stderr:
-            if line.startswith("step ") and " of " in line:
-                break
-        time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        killed += process.returncode == -signal.SIGKILL
-    assert killed > 0
-    finish(tmp_path / "killed")
-    assert_bitwise_equal(
-        final_state(tiny_config, tmp_path / "killed"),
-        final_state(tiny_config, tmp_path / "undisturbed"),
-    )
-    for file in ("results.json", "config.json"):
-        texts = [(tmp_path / run / file).read_text() for run in ("killed", "undisturbed")]
-        assert texts[0] == texts[1]
-
-
-def overrides(config: Config) -> list[str]:
-    """The command line that turns the demo into `config`."""
-    before = flatten(parse_config(demo.get_config()).to_dict())
-    after = flatten(config.to_dict())
-    return [
-        f"--config.{name}={value}" for name, value in after.items() if before[name] != value
-    ]
 
 
 def test_one_device_and_eight_agree(tiny_config):
