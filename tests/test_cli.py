@@ -1,6 +1,5 @@
 """The real commands: bad input ends with one line on stderr and status 2."""
 
-import dataclasses
 import json
 import os
 import subprocess
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from run_helpers import changed
 
 from harmoniad_jax.config import Config
 from harmoniad_jax.errors import UserError
@@ -281,11 +281,6 @@ def test_evaluate_of_an_empty_workdir(tmp_path):
 def test_evaluate_of_an_absent_workdir(workdir):
     with pytest.raises(UserError, match="run holds no checkpoints"):
         evaluate_run(workdir)
-
-
-def changed(config, group, **changes):
-    section = dataclasses.replace(getattr(config, group), **changes)
-    return dataclasses.replace(config, **{group: section})
 
 
 def test_a_missing_root_is_found_before_the_encoder_is_looked_for(tmp_path, workdir):

@@ -1,13 +1,12 @@
 """`python -m harmoniad_jax.predict`: what it reads, what it writes, and hostile images."""
 
 import csv
+import functools
 import io
 import json
 import os
 import re
 import struct
-import subprocess
-import sys
 import unicodedata
 import zlib
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pytest
 from PIL import Image
+from run_helpers import call_command
 from tqdm import tqdm
 
 from harmoniad_jax.data.preprocess import read_image
@@ -786,20 +786,7 @@ def test_a_file_that_vanishes_meanwhile_stops_nothing(
 # The command itself.
 
 
-def command(*arguments, folder=ROOT):
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    # The package of this checkout, wherever the command is given.
-    environment["PYTHONPATH"] = os.pathsep.join(
-        filter(None, [str(ROOT), environment.get("PYTHONPATH", "")])
-    )
-    return subprocess.run(
-        [sys.executable, "-m", "harmoniad_jax.predict", *map(str, arguments)],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+command = functools.partial(call_command, "predict")
 
 
 def test_the_command_judges_what_it_can_and_its_status_tells(

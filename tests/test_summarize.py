@@ -2,15 +2,14 @@
 
 import csv
 import dataclasses
+import functools
 import io
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from run_helpers import call_command
 
 from harmoniad_jax.config import Config
 from harmoniad_jax.errors import UserError
@@ -260,19 +259,7 @@ def test_markdown_is_aligned(tmp_path):
 # The command itself, and a run of this program.
 
 
-def summarize(*arguments, folder=ROOT):
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    environment["PYTHONPATH"] = os.pathsep.join(
-        filter(None, [str(ROOT), environment.get("PYTHONPATH", "")])
-    )
-    return subprocess.run(
-        [sys.executable, "-m", "harmoniad_jax.summarize", *map(str, arguments)],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+summarize = functools.partial(call_command, "summarize")
 
 
 def test_the_command_prints_a_table_and_says_what_it_left_out(tmp_path):

@@ -1,12 +1,12 @@
 """From settings to images: one source or several joined, prepared where need be."""
 
-import dataclasses
 import hashlib
 import json
 import shutil
 
 import numpy as np
 import pytest
+from run_helpers import changed
 
 from harmoniad_jax.data.preprocess import read_mask
 from harmoniad_jax.data.sources import folder_dataset
@@ -19,11 +19,6 @@ from harmoniad_jax.training.setup import prepare_run
 
 # Drawn products under the names of three MVTec categories.
 DRAWN = {"carpet": "fabric", "pill": "tablet", "metal_nut": "washer"}
-
-
-def changed(config, section, **values):
-    part = dataclasses.replace(getattr(config, section), **values)
-    return dataclasses.replace(config, **{section: part})
 
 
 @pytest.fixture(scope="module")

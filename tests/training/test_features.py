@@ -22,9 +22,8 @@ import numpy as np
 import pytest
 import transformers
 from PIL import Image
+from run_helpers import assert_bitwise_equal, changed, final_state, overrides
 
-from configs import demo
-from harmoniad_jax.config import flatten, parse_config
 from harmoniad_jax.data.feature_cache import FeatureCache, gigabytes
 from harmoniad_jax.data.pipeline import image_loader, training_batches
 from harmoniad_jax.errors import UserError
@@ -40,11 +39,6 @@ from harmoniad_jax.training.state import create_state
 ROOT = Path(__file__).parents[2]
 IMAGES = 24  # of the drawn products, all different
 LOG = re.compile(r"features of (\d+) images, (\S+ GB) in (\S+); (\d+) are to be encoded")
-
-
-def changed(config, section, **values):
-    part = dataclasses.replace(getattr(config, section), **values)
-    return dataclasses.replace(config, **{section: part})
 
 
 def with_settings(run, section, **values):
@@ -139,10 +133,6 @@ def train(run, steps=None):
             state, metrics = compiled(run.steps.train_step)(state, encoder_params, batch)
         losses.append(float(metrics["loss"]))
     return losses, jax.device_get(state)
-
-
-def assert_bitwise_equal(first, second):
-    jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
 def records_of(data, count=IMAGES):
@@ -738,13 +728,6 @@ def log_lines(workdir):
     return [json.loads(line) for line in lines]
 
 
-def final_state(config, workdir):
-    part = prepare_run(config)
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        state, _ = checkpoints.restore(jax.eval_shape(part.initial_state), part.mesh)
-    return jax.device_get(state)
-
-
 @pytest.fixture(scope="module")
 def finished(plain_config, tmp_path_factory):
     """A whole run that filled its own cache: config, workdir, results."""
@@ -810,15 +793,6 @@ def test_a_second_whole_run_is_identical_to_the_first(finished, tmp_path):
     assert_bitwise_equal(
         final_state(config, tmp_path / "again"), final_state(config, workdir)
     )
-
-
-def overrides(config):
-    """The command line that turns the demo into `config`."""
-    before = flatten(parse_config(demo.get_config()).to_dict())
-    after = flatten(config.to_dict())
-    return [
-        f"--config.{name}={value}" for name, value in after.items() if before[name] != value
-    ]
 
 
 def start(config, workdir):

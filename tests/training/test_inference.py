@@ -19,9 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
+from run_helpers import changed
 
 import harmoniad_jax
-from harmoniad_jax.config import Config, parse_config
+from harmoniad_jax.config import parse_config
 from harmoniad_jax.data.preprocess import read_image
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.training.calibration import Calibration
@@ -35,11 +36,6 @@ from harmoniad_jax.training.setup import prepare_run
 from harmoniad_jax.training.sharding import replicate
 
 RATE = 0.3  # that three and nine held-out images support
-
-
-def changed(config: Config, section: str, **values) -> Config:
-    part = dataclasses.replace(getattr(config, section), **values)
-    return dataclasses.replace(config, **{section: part})
 
 
 def calibration_of(workdir: Path) -> Calibration | None:

@@ -7,27 +7,10 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
-
-from configs import demo
-from harmoniad_jax.config import Config, flatten, parse_config
-from harmoniad_jax.training.checkpoints import Checkpoints
-from harmoniad_jax.training.setup import prepare_run
+from run_helpers import assert_bitwise_equal, final_state, overrides
 
 ROOT = Path(__file__).parents[2]
-
-
-def final_state(config: Config, workdir: Path):
-    """The state of the latest checkpoint, on the host."""
-    run = prepare_run(config)
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        state, _ = checkpoints.restore(jax.eval_shape(run.initial_state), run.mesh)
-    return jax.device_get(state)
-
-
-def assert_bitwise_equal(first, second):
-    jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
 def test_a_killed_run_ends_as_an_undisturbed_one(tiny_config, tmp_path):
@@ -75,12 +58,3 @@ def test_a_killed_run_ends_as_an_undisturbed_one(tiny_config, tmp_path):
     for file in ("results.json", "config.json"):
         texts = [(tmp_path / run / file).read_text() for run in ("killed", "undisturbed")]
         assert texts[0] == texts[1]
-
-
-def overrides(config: Config) -> list[str]:
-    """The command line that turns the demo into `config`."""
-    before = flatten(parse_config(demo.get_config()).to_dict())
-    after = flatten(config.to_dict())
-    return [
-        f"--config.{name}={value}" for name, value in after.items() if before[name] != value
-    ]

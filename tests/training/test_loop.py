@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import Mesh
+from run_helpers import assert_bitwise_equal, changed, final_state
 
 from harmoniad_jax.config import Config
 from harmoniad_jax.data.pipeline import image_loader, training_batches, training_order
@@ -22,23 +23,6 @@ from harmoniad_jax.training.setup import prepare_run
 from harmoniad_jax.training.sharding import replicate, shard_batch
 
 ROOT = Path(__file__).parents[2]
-
-
-def changed(config: Config, section: str, **values) -> Config:
-    part = dataclasses.replace(getattr(config, section), **values)
-    return dataclasses.replace(config, **{section: part})
-
-
-def final_state(config: Config, workdir: Path):
-    """The state of the latest checkpoint, on the host."""
-    run = prepare_run(config)
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        state, _ = checkpoints.restore(jax.eval_shape(run.initial_state), run.mesh)
-    return jax.device_get(state)
-
-
-def assert_bitwise_equal(first, second):
-    jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
 def log_of(workdir: Path) -> list[dict]:

@@ -1,0 +1,60 @@
+"""What tests of whole runs share: changed settings, final states, commands."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from configs import demo
+from harmoniad_jax.config import Config, flatten, parse_config
+from harmoniad_jax.training.checkpoints import Checkpoints
+from harmoniad_jax.training.setup import prepare_run
+
+ROOT = Path(__file__).parents[1]
+
+
+def changed(config: Config, section: str, **values) -> Config:
+    """A config with some settings of one section changed."""
+    part = dataclasses.replace(getattr(config, section), **values)
+    return dataclasses.replace(config, **{section: part})
+
+
+def overrides(config: Config) -> list[str]:
+    """The command line that turns the demo into `config`."""
+    before = flatten(parse_config(demo.get_config()).to_dict())
+    after = flatten(config.to_dict())
+    return [
+        f"--config.{name}={value}" for name, value in after.items() if before[name] != value
+    ]
+
+
+def final_state(config: Config, workdir: Path):
+    """The state of the latest checkpoint, on the host."""
+    run = prepare_run(config)
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        state, _ = checkpoints.restore(jax.eval_shape(run.initial_state), run.mesh)
+    return jax.device_get(state)
+
+
+def assert_bitwise_equal(first, second):
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def call_command(name: str, *arguments, folder: Path = ROOT):
+    """Runs a command of this checkout, wherever it is given."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    environment["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(ROOT), environment.get("PYTHONPATH", "")])
+    )
+    return subprocess.run(
+        [sys.executable, "-m", f"harmoniad_jax.{name}", *map(str, arguments)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
