@@ -5,32 +5,27 @@ import dataclasses
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 from harmoniad_jax.config import Config, parse_config
-from harmoniad_jax.data.pipeline import read_masks
-from harmoniad_jax.data.records import Record
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.metrics import (
-    StreamingMetrics,
-    category_metrics,
     decision_figures,
     mean_metrics,
     mean_metrics_per_dataset,
-    pro_curve,
 )
-from harmoniad_jax.report.content import CategoryContent
 from harmoniad_jax.report.html import ReportWriter
 from harmoniad_jax.report.notes import notes_on
 from harmoniad_jax.report.tables import decisions_table, results_table
 from harmoniad_jax.training.calibration import Calibration, Normality
 from harmoniad_jax.training.checkpoints import Checkpoints, Identity, check_identity
 from harmoniad_jax.training.gallery import category_content
+from harmoniad_jax.training.measuring import Measured, measure
 from harmoniad_jax.training.prediction import Predictor, calibrate, with_statistics
 from harmoniad_jax.training.setup import Run, prepare_run
 from harmoniad_jax.training.sharding import replicate
@@ -122,29 +117,6 @@ def with_last_settings(config: Config, workdir: Path) -> Config:
     )
 
 
-class Measured(NamedTuple):
-    """A category after its test images were predicted.
-
-    Attributes:
-      records: N test images.
-      scores: [N] float32.
-      labels: [N] bool.
-      figures: see `metrics.category_metrics`.
-      error_bounds: of the figures; empty where they are exact.
-      pro_curve: see `metrics.pro_curve`; None where the maps were not kept.
-      lost_masks, rescued_defects: counts.
-    """
-
-    records: Sequence[Record]
-    scores: np.ndarray
-    labels: np.ndarray
-    figures: dict[str, float]
-    error_bounds: dict[str, float]
-    pro_curve: tuple[np.ndarray, np.ndarray] | None
-    lost_masks: int
-    rescued_defects: int
-
-
 def evaluate(
     run: Run,
     state: TrainState,
@@ -183,9 +155,8 @@ def evaluate(
             measured[category] = measure(run, predictor, category, records)
             if report is not None:
                 normality = calibration and calibration.of(category)
-                report.add(
-                    _content(run, predictor, category, measured[category], normality)
-                )
+                one = measured[category]
+                report.add(category_content(run, predictor, category, one, normality))
         results = _undefined_to_none(_results(run, state, calibration, measured))
         if writes:
             _write_results(results, workdir / RESULTS_FILE)
@@ -193,63 +164,6 @@ def evaluate(
         if report is not None:
             print(f"The report is {report.finish(results)}")
     return results
-
-
-def measure(
-    run: Run, predictor: Predictor, category: str, records: Sequence[Record]
-) -> Measured:
-    """Predicts the test images of a category and computes its figures."""
-    settings = run.config.evaluation
-    labels = np.array([record.is_anomalous for record in records])
-
-    def masks_of(some: Sequence[Record]) -> tuple[np.ndarray, np.ndarray, int]:
-        return read_masks(some, settings.map_side, settings.mask_rule)
-
-    if not settings.streaming:
-        prediction = predictor(records, category)
-        maps, scores = prediction.anomaly_maps, prediction.image_scores
-        masks, known, rescued = masks_of(records)
-        figures = category_metrics(maps, masks, scores, labels, mask_known=known)
-        curve = pro_curve(maps[known], masks[known])
-        lost = int((~known).sum())
-        return Measured(records, scores, labels, figures, {}, curve, lost, rescued)
-
-    metrics, scores, lost, rescued = StreamingMetrics(), [], 0, 0
-    for some, prediction in predictor.batches(records, category):
-        masks, known, saved = masks_of(some)
-        metrics.update(
-            prediction.anomaly_maps,
-            masks,
-            prediction.image_scores,
-            np.array([record.is_anomalous for record in some]),
-            mask_known=known,
-        )
-        scores.append(prediction.image_scores)
-        lost, rescued = lost + int((~known).sum()), rescued + saved
-    figures, bounds = metrics.compute()
-    return Measured(
-        records, np.concatenate(scores), labels, figures, bounds, None, lost, rescued
-    )
-
-
-def _content(
-    run: Run,
-    predictor: Predictor,
-    category: str,
-    measured: Measured,
-    normality: Normality | None,
-) -> CategoryContent:
-    """What the report shows of a category."""
-    return category_content(
-        run,
-        predictor,
-        category,
-        measured.figures,
-        measured.records,
-        measured.scores,
-        measured.pro_curve,
-        normality,
-    )
 
 
 def _results(

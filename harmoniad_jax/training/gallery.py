@@ -1,15 +1,11 @@
 """What the report shows of a category, from what evaluation has in hand."""
 
-from collections.abc import Mapping, Sequence
-
-import numpy as np
-
 from harmoniad_jax.data.pipeline import read_masks
 from harmoniad_jax.data.preprocess import load_image
-from harmoniad_jax.data.records import Record
 from harmoniad_jax.metrics import precision_recall_curve, roc_curve
 from harmoniad_jax.report.content import CategoryContent, Sample, choose_samples
 from harmoniad_jax.training.calibration import Normality
+from harmoniad_jax.training.measuring import Measured
 from harmoniad_jax.training.prediction import Predictor
 from harmoniad_jax.training.setup import Run
 
@@ -21,10 +17,7 @@ def category_content(
     run: Run,
     predictor: Predictor,
     category: str,
-    figures: Mapping[str, float],
-    records: Sequence[Record],
-    scores: np.ndarray,
-    pro_curve: tuple[np.ndarray, np.ndarray] | None,
+    measured: Measured,
     normality: Normality | None,
 ) -> CategoryContent:
     """Chooses the images of a category that say most, and gathers its curves.
@@ -33,29 +26,26 @@ def category_content(
       run: whose settings say where thresholds lie.
       predictor: sees the chosen images once more, so that no maps need be kept.
       category: its name.
-      figures: its `metrics.category_metrics`.
-      records: N test images.
-      scores: [N] float32, theirs.
-      pro_curve: of all their pixels; None where their maps were not kept.
+      measured: its test images and their figures.
       normality: of good images; None where none were held out.
     """
     settings = run.config.calibration
-    labels = np.array([record.is_anomalous for record in records])
+    scores, labels = measured.scores, measured.labels
     threshold = normality and normality.threshold(settings.false_positive_rate)
     curves = {
         "roc": roc_curve(scores, labels),
         "precision_recall": precision_recall_curve(scores, labels),
     }
-    if pro_curve is not None:
-        curves["pro"] = pro_curve
+    if measured.pro_curve is not None:
+        curves["pro"] = measured.pro_curve
     return CategoryContent(
         category=category,
-        figures=figures,
+        figures=measured.figures,
         threshold=threshold,
         image_scores=scores,
         image_labels=labels,
         curves=curves,
-        samples=_samples(run, predictor, records, scores, labels, threshold),
+        samples=_samples(run, predictor, measured, threshold),
         map_threshold=normality
         and normality.pixel_threshold(settings.pixel_false_positive_rate),
     )
@@ -64,13 +54,11 @@ def category_content(
 def _samples(
     run: Run,
     predictor: Predictor,
-    records: Sequence[Record],
-    scores: np.ndarray,
-    labels: np.ndarray,
+    measured: Measured,
     threshold: float | None,
 ) -> list[Sample]:
-    chosen = choose_samples(scores, labels, threshold)
-    shown = [records[index] for index, _ in chosen]
+    chosen = choose_samples(measured.scores, measured.labels, threshold)
+    shown = [measured.records[index] for index, _ in chosen]
     prediction = predictor(shown, "images for the report")
     side, rule = run.config.evaluation.map_side, run.config.evaluation.mask_rule
     masks, known, _ = read_masks(shown, side, rule)
@@ -79,7 +67,7 @@ def _samples(
             path=record.key,
             defect=record.defect,
             kind=kind,
-            score=float(scores[index]),
+            score=float(measured.scores[index]),
             image=load_image(record.image, side),
             mask=masks[row] if known[row] else None,
             anomaly_map=prediction.anomaly_maps[row],
