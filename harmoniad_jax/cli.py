@@ -17,10 +17,8 @@ from harmoniad_jax.config import (
     type_name,
     unknown_field,
 )
-from harmoniad_jax.errors import UserError
+from harmoniad_jax.errors import INTERRUPTED_STATUS, USER_ERROR_STATUS, UserError
 
-USER_ERROR_STATUS = 2
-INTERRUPTED_STATUS = 130  # as a shell reports SIGINT
 OVERRIDE = re.compile(r"--?(?P<negated>no)?config\.(?P<path>[^=]+)(?:=(?P<value>.*))?$")
 
 

@@ -1,5 +1,9 @@
 """The one exception for mistakes that the person at the keyboard can mend."""
 
+# Exit statuses of the commands: bad input, and SIGINT as a shell reports it.
+USER_ERROR_STATUS = 2
+INTERRUPTED_STATUS = 130
+
 
 class UserError(Exception):
     """Bad input. The message says what was received, what is allowed, what to do.

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from harmoniad_jax.data.preprocess import read_image, read_mask
 from harmoniad_jax.data.records import GOOD, EncodedImage
-from harmoniad_jax.data.sources import IMAGE_SUFFIXES, MASK_SUFFIX
+from harmoniad_jax.data.sources import MASK_SUFFIX, is_image
 from harmoniad_jax.errors import UserError
 from tfds_builders.archives import SUFFIXES, FolderTree, Tree, open_archive
 
@@ -305,7 +305,7 @@ def examples_by_folder(
     images, masks = [], {}
     for name in tree.names:
         match = layout.fullmatch(name)
-        if match is None or not is_image(name):
+        if match is None or not is_image(PurePosixPath(name)):
             continue
         category, split, defect, file = match.groups()
         stem = PurePosixPath(file).stem
@@ -325,10 +325,6 @@ def examples_by_folder(
         )
         for category, split, defect, stem, name, path in images
     ]
-
-
-def is_image(path: str) -> bool:
-    return PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES
 
 
 def _count(examples: Sequence[Example]) -> Counts:

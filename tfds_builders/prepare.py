@@ -20,7 +20,7 @@ import tensorflow_datasets as tfds
 from absl import logging as absl_logging
 from tensorflow_datasets.core import constants
 
-from harmoniad_jax.errors import UserError
+from harmoniad_jax.errors import INTERRUPTED_STATUS, USER_ERROR_STATUS, UserError
 from tfds_builders import BUILDERS
 from tfds_builders.anomaly_builder import (
     AnomalyBuilder,
@@ -32,8 +32,6 @@ from tfds_builders.anomaly_builder import (
 # By name: as a command this module is called __main__.
 logger = logging.getLogger("tfds_builders.prepare")
 
-USER_ERROR_STATUS = 2
-INTERRUPTED_STATUS = 130  # as a shell reports SIGINT
 # How TFDS begins the name of a folder that is being written.
 INCOMPLETE = constants.INCOMPLETE_PREFIX
 

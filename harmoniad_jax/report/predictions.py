@@ -14,7 +14,7 @@ from PIL import Image
 
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.report.figures import colour_bar
-from harmoniad_jax.report.pictures import ColourScale, overlay
+from harmoniad_jax.report.pictures import ColourScale, overlay, resize
 
 CSV_FILE = "predictions.csv"
 COLUMNS = (
@@ -27,8 +27,6 @@ COLUMNS = (
     "boxes",
     "error",
 )
-MAP_FORMATS = ("png", "npy", "none")
-MAP_SIZES = ("image", "model")
 # What spreadsheets take for the beginning of a formula.
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 # Bytes of a file name, on the usual file systems.
@@ -151,8 +149,7 @@ class PredictionWriter:
         values = prediction.anomaly_map if kind == "npy" else prediction.normalised_map
         if self._map_size == "model":
             return values
-        image = Image.fromarray(values.astype(np.float32))
-        return np.asarray(image.resize(prediction.size, Image.Resampling.BILINEAR))
+        return resize(values, prediction.size[::-1])
 
     def _path(self, kind: str, name: PurePosixPath, suffix: str) -> Path:
         """OUT/maps/sub/a.jpg.png: the image's own suffix stays, for its namesakes."""

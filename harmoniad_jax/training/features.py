@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import grain
 import jax
 import numpy as np
-from tqdm import tqdm
+from jax.experimental import multihost_utils
 
 from harmoniad_jax.data import preprocess
 from harmoniad_jax.data.feature_cache import (
@@ -21,12 +21,13 @@ from harmoniad_jax.data.feature_cache import (
     gigabytes,
     image_hashes,
 )
-from harmoniad_jax.data.pipeline import evaluation_batches, image_loader, training_order
+from harmoniad_jax.data.pipeline import image_loader, training_order
 from harmoniad_jax.data.records import Record
 from harmoniad_jax.model import backbone, position_embedding
 from harmoniad_jax.training.datasets import cache_folder
+from harmoniad_jax.training.prediction import image_batches
 from harmoniad_jax.training.setup import Run
-from harmoniad_jax.training.sharding import batched, make_mesh, replicate
+from harmoniad_jax.training.sharding import make_mesh, replicate
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +156,7 @@ def _encode(
     _fill(run, encoder_params, cache, [images[i] for i in share if i not in cache])
     if count > 1:
         # What the others encoded is there now, or on disks that are not ours.
-        jax.experimental.multihost_utils.sync_global_devices("features")
+        multihost_utils.sync_global_devices("features")
         cache.refresh()
         _fill(run, encoder_params, cache, [images[i] for i in images if i not in cache])
     return True
@@ -165,6 +166,8 @@ def _fill(
     run: Run, encoder_params: Any, cache: FeatureCache, records: Sequence[Record]
 ) -> None:
     """Encodes images on this process's devices and stores their features."""
+    if not records:
+        return
     waiting: list[tuple[str, dict[str, np.ndarray]]] = []
     chunk_images = max(CHUNK_IMAGES, len(records) // MOST_CHUNKS)
 
@@ -191,16 +194,11 @@ def _features(
     if jax.process_count() > 1:
         encoder_params = replicate(mesh, run.encoder.params)
     encode = jax.jit(run.encoder.encode)
-    batches = evaluation_batches(
-        [dataclasses.replace(r, image=UnchangedImage(r.image, r.sha256)) for r in records],
-        image_side=run.encoder.image_side,
-        batch_size=run.config.evaluation.batch_size,
-        threads=run.config.data.threads,
-    )
-    with tqdm(desc="encoding", total=len(records), unit="image", disable=None) as progress:
-        for images, valid in batches:
-            images = jax.device_put(images, batched(mesh))
-            features = jax.device_get(encode(encoder_params, images))._asdict()
-            for row in np.flatnonzero(valid):
-                yield {name: values[row] for name, values in features.items()}
-            progress.update(int(valid.sum()))
+    unchanged = [
+        dataclasses.replace(record, image=UnchangedImage(record.image, record.sha256))
+        for record in records
+    ]
+    for images, valid in image_batches(run, unchanged, "encoding", mesh):
+        features = jax.device_get(encode(encoder_params, images))._asdict()
+        for row in np.flatnonzero(valid):
+            yield {name: values[row] for name, values in features.items()}

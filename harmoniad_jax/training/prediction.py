@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from harmoniad_jax.data.pipeline import evaluation_batches
@@ -38,7 +39,7 @@ class Predictor:
     ) -> Iterator[tuple[Sequence[Record], Prediction]]:
         """Yields some of the records at a time, in order, with their `Prediction`."""
         done = 0
-        for images, valid in _batches(self._run, records, title):
+        for images, valid in image_batches(self._run, records, title, self._run.mesh):
             prediction = jax.device_get(self._step(*self._arguments, images))
             count = int(valid.sum())
             rows = jax.tree.map(lambda leaf, rows=valid: leaf[rows], prediction)
@@ -61,7 +62,7 @@ def with_statistics(run: Run, state: TrainState, encoder_params: Any) -> TrainSt
     chosen = [records[i] for i in np.linspace(0, len(records) - 1, count).astype(int)]
     step = jax.jit(run.steps.distance_step, out_shardings=replicated(run.mesh))
     batches: list[dict[str, np.ndarray]] = []
-    for images, valid in _batches(run, chosen, "standardising"):
+    for images, valid in image_batches(run, chosen, "standardising", run.mesh):
         maps = jax.device_get(step(state.params, encoder_params, images))
         batches.append({name: values[valid] for name, values in maps.items()})
     statistics = measure_statistics(batches)
@@ -82,10 +83,10 @@ def calibrate(run: Run, state: TrainState, encoder_params: Any) -> Calibration |
     )
 
 
-def _batches(
-    run: Run, records: Sequence[Record], title: str
+def image_batches(
+    run: Run, records: Sequence[Record], title: str, mesh: Mesh
 ) -> Iterator[tuple[jax.Array, np.ndarray]]:
-    """Batches of images on the devices, and which rows of each are real."""
+    """Batches of images on the devices of a mesh, and which rows of each are real."""
     logger.info("%s: %d images", title, len(records))
     batches = evaluation_batches(
         records,
@@ -95,5 +96,5 @@ def _batches(
     )
     with tqdm(desc=title, total=len(records), unit="image", disable=None) as progress:
         for images, valid in batches:
-            yield jax.device_put(images, batched(run.mesh)), valid
+            yield jax.device_put(images, batched(mesh)), valid
             progress.update(int(valid.sum()))
