@@ -9,6 +9,7 @@ the soft gate; the mirror extension and the shape of M are this project's choice
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 
 GATES = ("sigmoid", "gaussian", "butterworth", "ideal")
 BUTTERWORTH_ORDER = 2
@@ -61,6 +62,7 @@ def low_pass(
     *,
     gate: str = "sigmoid",
     mirror: bool = True,
+    mesh: Mesh | None = None,
 ) -> jax.Array:
     """The low band of feature maps.
 
@@ -72,6 +74,8 @@ def low_pass(
       mirror: extend the map by its mirror image before the transform (which makes it a
         DCT-II). Without it the FFT joins opposite borders, and a defect at the left
         edge shows at the right one.
+      mesh: of the devices that the batch is split over, on all axes; None: leave the
+        distribution to the compiler.
 
     Returns:
       [B, G, h, w, D] float32.
@@ -86,9 +90,19 @@ def low_pass(
     gain = low_pass_gain(
         radial_frequency(*size), cutoff[:, None, None], softness[:, None, None], gate
     )
-    spectrum = jnp.fft.rfft2(extended, axes=(2, 3)) * gain[..., None]
-    low = jnp.fft.irfft2(spectrum, s=size, axes=(2, 3))
-    return low[:, :, :height, :width]
+
+    def filtered(maps: jax.Array, gain: jax.Array) -> jax.Array:
+        spectrum = jnp.fft.rfft2(maps, axes=(2, 3)) * gain[..., None]
+        return jnp.fft.irfft2(spectrum, s=size, axes=(2, 3))
+
+    if mesh is not None and features.shape[0] % mesh.size == 0:
+        # Each device its own images. The compiler does not split FFTs over a batch: left
+        # to itself it gathers all images on every device first.
+        batch = PartitionSpec(mesh.axis_names)
+        filtered = jax.shard_map(
+            filtered, mesh=mesh, in_specs=(batch, PartitionSpec()), out_specs=batch
+        )
+    return filtered(extended, gain)[:, :, :height, :width]
 
 
 class FrequencySplit(nn.Module):
@@ -99,7 +113,7 @@ class FrequencySplit(nn.Module):
       cutoff: initial rho, in (0, 1) of Nyquist.
       softness: initial tau, > 0, in units of Nyquist.
       learnable: train rho and tau; else they stay at their initial values.
-      mirror: see `low_pass`.
+      mirror, mesh: see `low_pass`.
     """
 
     gate: str = "sigmoid"
@@ -107,6 +121,7 @@ class FrequencySplit(nn.Module):
     softness: float = 0.05
     learnable: bool = True
     mirror: bool = True
+    mesh: Mesh | None = None
 
     @nn.compact
     def __call__(self, features: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -126,5 +141,6 @@ class FrequencySplit(nn.Module):
             jnp.broadcast_to(jnp.exp(log_softness), shape),
             gate=self.gate,
             mirror=self.mirror,
+            mesh=self.mesh,
         )
         return low, features - low

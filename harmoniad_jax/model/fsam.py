@@ -154,6 +154,7 @@ class Fsam(nn.Module):
       groups: G.
       dropout: of the bottleneck.
       edge_kernels, channel_gate, spatial_gate, shrinkage: see `FsamBlock`.
+      remat: compute the activations of every block again for its gradient.
     """
 
     depth: int
@@ -163,6 +164,7 @@ class Fsam(nn.Module):
     channel_gate: bool = True
     spatial_gate: bool = True
     shrinkage: bool = True
+    remat: bool = False
 
     @nn.compact
     def __call__(self, features: jax.Array, *, train: bool = False) -> jax.Array:
@@ -176,9 +178,10 @@ class Fsam(nn.Module):
           [B, G, h, w, D] float32.
         """
         features = Mlp(dropout=self.dropout, name="bottleneck")(features, train=train)
+        block = nn.remat(FsamBlock) if self.remat else FsamBlock
         outputs = []
         for index in range(self.depth):
-            features = FsamBlock(
+            features = block(
                 self.edge_kernels,
                 self.channel_gate,
                 self.spatial_gate,

@@ -61,6 +61,7 @@ class Gscm(nn.Module):
       global_context: see `GscmBlock`.
       decimate: work at half resolution, a quarter of the cost; a band below half of
         Nyquist loses little.
+      remat: compute the activations of every block again for its gradient.
     """
 
     depth: int
@@ -69,6 +70,7 @@ class Gscm(nn.Module):
     dropout: float = 0.2
     global_context: bool = True
     decimate: bool = True
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -101,9 +103,10 @@ class Gscm(nn.Module):
             context = Mlp(1.0, self.dropout, name="class_bottleneck")(
                 class_token[:, None], train=train
             )
+        block = nn.remat(GscmBlock) if self.remat else GscmBlock
         outputs = []
         for index in range(self.depth):
-            tokens = GscmBlock(self.heads, self.global_context, name=f"block_{index}")(
+            tokens = block(self.heads, self.global_context, name=f"block_{index}")(
                 tokens, context
             )
             outputs.append(tokens)

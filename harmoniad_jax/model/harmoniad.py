@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax
+from jax.sharding import Mesh
 
 from harmoniad_jax.model.backbone import Features
 from harmoniad_jax.model.frequency import FrequencySplit
@@ -36,7 +37,13 @@ class Comparison(NamedTuple):
 
 
 class HarmoniAD(nn.Module):
-    """Predicts clean encoder features. The attributes are those of `ModelConfig`."""
+    """Predicts clean encoder features.
+
+    The attributes are those of `ModelConfig`, and two that change no result:
+
+      remat: compute the activations of every block again for its gradient.
+      mesh: of the devices that the batch is split over, see `frequency.low_pass`.
+    """
 
     variant: str = "harmoniad"
     gate: str = "sigmoid"
@@ -56,6 +63,8 @@ class HarmoniAD(nn.Module):
     global_context: bool = True
     class_token: bool = True
     decimate: bool = True
+    remat: bool = False
+    mesh: Mesh | None = None
 
     @property
     def comparison_names(self) -> tuple[str, ...]:
@@ -84,6 +93,7 @@ class HarmoniAD(nn.Module):
                 dropout=self.dropout,
                 global_context=False,
                 decimate=False,
+                remat=self.remat,
                 name="plain",
             )(patches.mean(axis=1), train=train)
             return {"fused": Comparison(patches, prediction)}
@@ -94,6 +104,7 @@ class HarmoniAD(nn.Module):
             softness=self.softness,
             learnable=self.learnable_gate,
             mirror=self.mirror,
+            mesh=self.mesh,
             name="split",
         )(patches)
         comparisons = {}
@@ -108,6 +119,7 @@ class HarmoniAD(nn.Module):
                 channel_gate=self.channel_gate,
                 spatial_gate=self.spatial_gate,
                 shrinkage=self.shrinkage,
+                remat=self.remat,
                 name="fsam",
             )(high.mean(axis=1), train=train)
             comparisons["high"] = Comparison(jax.lax.stop_gradient(high), prediction)
@@ -119,6 +131,7 @@ class HarmoniAD(nn.Module):
                 dropout=self.dropout,
                 global_context=self.global_context,
                 decimate=self.decimate,
+                remat=self.remat,
                 name="gscm",
             )(
                 low.mean(axis=1),
