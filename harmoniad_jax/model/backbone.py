@@ -5,6 +5,7 @@ encoder) and the Flax DINOv2 model. The weights are never part of the trained st
 `Encoder` holds them beside its pure function, and every step takes them as an argument.
 """
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -20,6 +21,7 @@ from transformers.models.clip.modeling_flax_clip import FlaxCLIPVisionModule
 from transformers.models.dinov2.modeling_flax_dinov2 import FlaxDinov2Module
 
 from harmoniad_jax.errors import UserError
+from harmoniad_jax.model.attention import fuse_attention
 from harmoniad_jax.model.position_embedding import resize_position_embedding
 from harmoniad_jax.model.weights import find_checkpoint, hash_params, read_weights
 
@@ -119,6 +121,7 @@ class Encoder:
     module: nn.Module
     params: Any  # pytree of numpy arrays, in the compute dtype
     weight_hash: str  # SHA-256 of the checkpoint's parameters, before any resizing
+    attention: str = "library"  # one of `attention.ATTENTIONS`
 
     @property
     def grid(self) -> int:
@@ -152,13 +155,15 @@ class Encoder:
         mean = jnp.asarray(self.image_mean, jnp.float32) * 255.0
         std = jnp.asarray(self.image_std, jnp.float32) * 255.0
         pixels = (images.astype(jnp.float32) - mean) / std
-        hidden_states = self.module.apply(
-            {"params": params},
-            pixels.astype(self.module.dtype),
-            deterministic=True,
-            output_hidden_states=True,
-            return_dict=True,
-        ).hidden_states
+        fused = self.attention == "fused"
+        with nn.intercept_methods(fuse_attention) if fused else contextlib.nullcontext():
+            hidden_states = self.module.apply(
+                {"params": params},
+                pixels.astype(self.module.dtype),
+                deterministic=True,
+                output_hidden_states=True,
+                return_dict=True,
+            ).hidden_states
         # hidden_states[0] is the embedding, hidden_states[k] the output of block k:
         # before the final layer norm. Blocks after the last tap are dead code to XLA.
         grouped = [
@@ -226,6 +231,7 @@ def load_encoder(
     taps: tuple[int, ...],
     groups: int,
     dtype: jnp.dtype = jnp.float32,
+    attention: str = "library",
     seed: int = 0,
 ) -> Encoder:
     """Reads (or draws) an encoder's weights and fits them to an image side.
@@ -236,6 +242,7 @@ def load_encoder(
       taps: 1-based blocks to read, in order; split into `groups` contiguous groups.
       groups: number G of feature groups.
       dtype: compute dtype of the encoder, float32 or bfloat16.
+      attention: "library" or "fused", see `model.attention`.
       seed: of the random weights, where there is no checkpoint.
 
     Raises:
@@ -273,6 +280,7 @@ def load_encoder(
         module=family.module(hf_config, dtype=dtype),
         params=jax.tree.map(lambda leaf: leaf.astype(dtype), params),
         weight_hash=weight_hash,
+        attention=attention,
     )
 
 

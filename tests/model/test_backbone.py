@@ -308,6 +308,26 @@ def test_half_precision_weights_become_float32(checkpoint, tmp_path, file):
     assert encoder.weight_hash == hash_params(full)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(jnp.float32, 1e-6), (jnp.bfloat16, 0.02)]
+)
+def test_fused_attention_is_the_librarys(checkpoint, dtype, tolerance):
+    """The same features from another program."""
+    batch = images()
+    encoders = [
+        load(checkpoint.folder, dtype=dtype, attention=name)
+        for name in ("library", "fused")
+    ]
+    library, fused = (encode(encoder, batch) for encoder in encoders)
+    for got, expected in zip(fused, library, strict=True):
+        error = np.linalg.norm(got - expected) / np.linalg.norm(expected)
+        assert error < tolerance
+    programs = {
+        str(jax.make_jaxpr(encoder.encode)(encoder.params, batch)) for encoder in encoders
+    }
+    assert len(programs) == 2
+
+
 def test_bfloat16_compute_gives_close_float32_features(checkpoint):
     encoder = load(checkpoint.folder, dtype=jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(encoder.params)} == {
