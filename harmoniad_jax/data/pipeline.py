@@ -4,6 +4,8 @@ Training reads every image once an epoch, in an order that the seed decides, ove
 categories jointly. Evaluation reads in order and pads the last batch.
 """
 
+import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -21,8 +23,9 @@ PREFETCHED_IMAGES = 64
 class EvaluationBatch(NamedTuple):
     """A batch in order of the records.
 
-    images: [B, S, S, 3] uint8; rows that only fill the batch are zero.
-    valid: [B] bool, False for these rows.
+    images: [B / process_count, S, S, 3] uint8, this process's rows; those that only fill
+        the batch are zero.
+    valid: [B] bool of all rows, False for those.
     """
 
     images: np.ndarray
@@ -73,14 +76,36 @@ def training_batches(
 
     Returns:
       Yields what `load` returns with a leading axis of B / process_count. `get_state` and
-      `set_state` continue it exactly after the last batch that was taken.
+      `set_state` continue it exactly after the last batch that was taken, with any number
+      of processes.
     """
-    dataset = (
-        order.slice(slice(process_index, None, process_count))
-        .map(load)
-        .batch(batch_size // process_count)
-    )
+    share = batch_size // process_count
+    if process_count > 1:
+        order = grain.MapDataset.source(
+            _ProcessShare(order, batch_size, process_index * share, share)
+        )
+    dataset = order.map(load).batch(share)
     return iter(dataset.to_iter_dataset(grain.ReadOptions(threads, PREFETCHED_BATCHES)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _ProcessShare:
+    """The records of one process: the same consecutive rows of every batch.
+
+    So the batches are the same whatever the number of processes, row for row.
+    """
+
+    order: grain.MapDataset
+    batch_size: int
+    first: int
+    count: int
+
+    def __len__(self) -> int:
+        return len(self.order) // self.batch_size * self.count
+
+    def __getitem__(self, index: int) -> Record:
+        batch, row = divmod(index, self.count)
+        return self.order[batch * self.batch_size + self.first + row]
 
 
 def image_loader(side: int) -> Callable[[Record], np.ndarray]:
@@ -94,19 +119,35 @@ def evaluation_batches(
     image_side: int,
     batch_size: int,
     threads: int,
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> Iterator[EvaluationBatch]:
-    """Yields all records in order, the last batch padded to `batch_size`."""
-    dataset = grain.MapDataset.source(records).map(image_loader(image_side))
-    rows = []
-    images = dataset.to_iter_dataset(grain.ReadOptions(threads, PREFETCHED_IMAGES))
-    for index, image in enumerate(images, 1):
-        rows.append(image)
-        if len(rows) == batch_size or index == len(records):
-            padding = batch_size - len(rows)
-            valid = np.arange(batch_size) < len(rows)
-            rows += [np.zeros_like(image)] * padding
-            yield EvaluationBatch(np.stack(rows), valid)
-            rows = []
+    """Yields all records in order, the last batch padded to `batch_size`.
+
+    Args:
+      records: N of them.
+      image_side: S.
+      batch_size: B over all processes, a multiple of their number.
+      threads: that load at the same time.
+      process_index, process_count: which rows of each batch to read.
+    """
+    share = batch_size // process_count
+    load = image_loader(image_side)
+    empty = np.zeros((image_side, image_side, 3), np.uint8)
+    first = process_index * share
+    mine = [
+        start + first + row
+        for start in range(0, len(records), batch_size)
+        for row in range(share)
+    ]
+    dataset = grain.MapDataset.source(mine).map(
+        lambda row: load(records[row]) if row < len(records) else empty
+    )
+    images = iter(dataset.to_iter_dataset(grain.ReadOptions(threads, PREFETCHED_IMAGES)))
+    for start in range(0, len(records), batch_size):
+        rows = list(itertools.islice(images, share))
+        valid = np.arange(start, start + batch_size) < len(records)
+        yield EvaluationBatch(np.stack(rows), valid)
 
 
 def read_masks(

@@ -141,7 +141,7 @@ def test_shares_of_processes_make_up_the_batch_of_one(records, processes):
     ]
     for batch, *parts in zip(whole, *shares, strict=True):
         assert all(len(part) == 4 // processes for part in parts)
-        assert sorted(flatten(parts)) == sorted(batch)
+        assert flatten(parts) == batch
 
 
 def test_shares_continue_exactly_too(records):
@@ -151,6 +151,14 @@ def test_shares_continue_exactly_too(records):
     resumed = iterator(records, **share)
     resumed.set_state(batches.get_state())
     assert take(resumed, 4) == take(batches, 4)
+
+
+def test_another_number_of_processes_continues(records):
+    one = iterator(records)
+    take(one, 3)
+    share = iterator(records, process_index=1, process_count=2)
+    share.set_state(one.get_state())
+    assert take(share, 4) == [batch[2:] for batch in take(one, 4)]
 
 
 @pytest.fixture
@@ -320,7 +328,7 @@ def test_shares_are_disjoint_and_complete(balanced, processes):
         for index in range(processes)
     ]
     for batch, *parts in zip(whole, *shares, strict=True):
-        assert flatten(zip(*parts, strict=True)) == batch
+        assert flatten(parts) == batch
 
 
 @pytest.mark.parametrize("done", [0, 1, 4])
@@ -367,8 +375,8 @@ def test_no_record_is_read_to_know_the_order():
 # Evaluation.
 
 
-def evaluate(records, batch_size):
-    settings = {"image_side": 4, "batch_size": batch_size, "threads": 2}
+def evaluate(records, batch_size, **share):
+    settings = {"image_side": 4, "batch_size": batch_size, "threads": 2, **share}
     return list(evaluation_batches(records, **settings))
 
 
@@ -386,6 +394,20 @@ def test_evaluation_is_in_order_and_padded(records, batch_size):
     assert all(batch.valid.all() for batch in batches[:-1])
     found = flatten(indices(batch.images[batch.valid]) for batch in batches)
     assert found == list(range(COUNT))
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_evaluate_their_rows_of_every_batch(records, processes):
+    whole = evaluate(records, 8)
+    shares = [
+        evaluate(records, 8, process_index=index, process_count=processes)
+        for index in range(processes)
+    ]
+    for batch, *parts in zip(whole, *shares, strict=True):
+        np.testing.assert_array_equal(
+            np.concatenate([part.images for part in parts]), batch.images
+        )
+        assert all((part.valid == batch.valid).all() for part in parts)
 
 
 def test_an_evaluation_image_is_what_preprocess_gives(products):
