@@ -2,13 +2,16 @@
 
 import logging
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from harmoniad_jax import signals
 from harmoniad_jax.config import (
     Config,
     field_types,
@@ -22,16 +25,42 @@ from harmoniad_jax.errors import INTERRUPTED_STATUS, USER_ERROR_STATUS, UserErro
 OVERRIDE = re.compile(r"--?(?P<negated>no)?config\.(?P<path>[^=]+)(?:=(?P<value>.*))?$")
 
 
-def run(main: Callable[..., None], *, takes_arguments: bool = False) -> None:
+def define_process_flags() -> Callable[[], dict[str, Any]]:
+    """The flags of a command that several processes can run together.
+
+    Returns:
+      A function that gives their values, once they are parsed, as keyword arguments.
+    """
+    holders = (
+        flags.DEFINE_string(
+            "coordinator_address", None, "HOST:PORT of process 0, if there are several."
+        ),
+        flags.DEFINE_integer("num_processes", None, "How many processes there are."),
+        flags.DEFINE_integer("process_id", None, "Which of them this is, from 0."),
+    )
+    return lambda: {holder.name: holder.value for holder in holders}
+
+
+def run(
+    main: Callable[..., None], *, takes_arguments: bool = False, continues: bool = False
+) -> None:
     """Parses the flags and calls `main`; bad input ends with one line and status 2.
 
     Args:
       main: the command.
       takes_arguments: whether it is called with a list of what stands beside the flags.
+      continues: whether the same command goes on where a signal ended it; the status is
+        75 then, and otherwise what a shell reports of the signal.
     """
     _configure_logging()
 
+    def end(number: int) -> int:
+        hint = "; the same command continues the run" if continues else ""
+        print(f"interrupted by {signal.Signals(number).name}{hint}", file=sys.stderr)
+        return INTERRUPTED_STATUS if continues else 128 + number
+
     def call(argv: Sequence[str]) -> None:
+        signals.install(end)
         try:
             if takes_arguments:
                 main(argv[1:])
@@ -41,9 +70,8 @@ def run(main: Callable[..., None], *, takes_arguments: bool = False) -> None:
             main()
         except UserError as error:
             _fail(error)
-        except KeyboardInterrupt:
-            print("interrupted; the same command continues the run", file=sys.stderr)
-            sys.exit(INTERRUPTED_STATUS)
+        except signals.Interrupted as interruption:
+            sys.exit(end(interruption.number))
 
     app.run(call, flags_parser=_parse_flags)
 

@@ -79,6 +79,9 @@ class EncoderConfig:
     # Compute dtype: "float32", "bfloat16", or "auto" for bfloat16 on accelerators and
     # float32 on CPU. Features are float32 either way.
     dtype: str = "auto"
+    # How attention is computed: "library", as `transformers` does, or "fused", by JAX's
+    # own function, which keeps no attention weights in memory and calls cuDNN on a GPU.
+    attention: str = "library"
     untrained: UntrainedEncoderConfig = UntrainedEncoderConfig()
 
 
@@ -161,22 +164,39 @@ class TrainConfig:
     """The length and the rhythm of training."""
 
     num_steps: int = 10_000
-    # Images per step over all devices; a multiple of their number.
+    # Images per step over all devices, whatever their number, which must divide it.
     batch_size: int = 16
+    # Work through a batch in so many parts, one after the other, if it does not fit into
+    # memory. The loss is that of the whole batch: a part's activations are computed
+    # again for its gradient, which costs a third more time.
+    micro_batches: int = 1
+    # Compute the activations of every block again for its gradient instead of keeping
+    # them: less memory, a third more time.
+    remat: bool = False
     # Seed of the weights, the order of the images and the dropout.
     seed: int = 0
     # Steps between two lines of `metrics.jsonl`.
     log_every_steps: int = 20
     checkpoint_every_steps: int = 200
-    # The newest checkpoints that are kept.
+    # The newest checkpoints that are kept, and besides them those whose step is a
+    # multiple of `keep_every_steps`; 0: none.
     keep_checkpoints: int = 2
+    keep_every_steps: int = 0
+    # A step whose loss or gradient is not finite is skipped: it changes nothing. After
+    # so many in a row training stops.
+    max_skipped_steps: int = 10
+    # Find out where numbers break: everything in float32 at full precision, and training
+    # stops at the first number that is not finite and says where it arose. Slow.
+    check_numerics: bool = False
+    # Steps that are dispatched at once where features are in device memory.
+    steps_per_call: int = 10
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
     """From feature distances to anomaly maps, image scores and figures."""
 
-    # Images per step; a multiple of the number of devices.
+    # Images per step, rounded up to a multiple of the number of devices.
     batch_size: int = 16
     # Side of anomaly maps and masks in pixels.
     map_side: int = 256
@@ -215,6 +235,10 @@ class CacheConfig:
     max_gigabytes: float = 100.0
     # "float16", or "float32" for twice the size and no rounding.
     dtype: str = "float16"
+    # Keep all features in the memory of every device, so that training reads nothing
+    # from the host: "auto" on accelerators where they take at most half of what is
+    # free, "always" or "never".
+    on_device: str = "auto"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,6 +254,19 @@ class CalibrationConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ShardingConfig:
+    """The mesh of devices. A batch is split over all of them, data x model."""
+
+    # Devices along the two axes; `data` 0: all there are, divided by `model`.
+    data: int = 0
+    # Parameters and optimizer state are split over so many devices (FSDP), and replicated
+    # over the others: needed only where they do not fit into one device's memory.
+    model: int = 1
+    # Split the frozen encoder's weights over `model` too.
+    encoder: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     data: DataConfig = DataConfig()
     cache: CacheConfig = CacheConfig()
@@ -238,6 +275,7 @@ class Config:
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
+    sharding: ShardingConfig = ShardingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     calibration: CalibrationConfig = CalibrationConfig()
 
@@ -263,10 +301,19 @@ FREE_ON_RESUME = (
     "cache.enabled",
     "cache.folder",
     "cache.max_gigabytes",
+    "cache.on_device",
     "encoder.name",
+    # The same arithmetic, but for the order of sums.
+    "sharding.data",
+    "sharding.model",
+    "sharding.encoder",
+    "train.remat",
     "train.log_every_steps",
     "train.checkpoint_every_steps",
     "train.keep_checkpoints",
+    "train.keep_every_steps",
+    "train.max_skipped_steps",
+    "train.steps_per_call",
     "evaluation.batch_size",
     "evaluation.map_side",
     "evaluation.smoothing_sigma",

@@ -1,8 +1,9 @@
 """The one exception for mistakes that the person at the keyboard can mend."""
 
-# Exit statuses of the commands: bad input, and SIGINT as a shell reports it.
+# Exit statuses of the commands: bad input, and a run that a signal ended in order and that
+# the same command continues (EX_TEMPFAIL of sysexits.h: try again).
 USER_ERROR_STATUS = 2
-INTERRUPTED_STATUS = 130
+INTERRUPTED_STATUS = 75
 
 
 class UserError(Exception):

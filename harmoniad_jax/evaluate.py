@@ -22,12 +22,15 @@ def main() -> None:
         "false_positive_rate", None, "Share of good images that may be called defective."
     )
     encoder = flags.DEFINE_string("encoder", None, "Where the encoder is now.")
+    processes = cli.define_process_flags()
     flags.mark_flags_as_required(["workdir"])
 
     def run() -> None:
         # Imported late: a mistake in the flags is reported without waiting for JAX.
         from harmoniad_jax.training.evaluation import evaluate_run
+        from harmoniad_jax.training.startup import start
 
+        start(**processes())
         folder = Path(workdir.value).expanduser()
         evaluate_run(
             folder,

@@ -3,7 +3,10 @@
     python -m harmoniad_jax.train --config configs/folder.py:root=photos --workdir runs/a
 
 Any setting can be changed: --config.train.num_steps=300. The same command continues a run
-that was interrupted.
+that was interrupted. SIGTERM and Ctrl-C end the step, save, and exit with status 75.
+
+Several processes find each other on TPU VMs, GKE, Slurm and Open MPI; elsewhere each is
+given [--coordinator_address HOST:PORT --num_processes N --process_id I].
 """
 
 from pathlib import Path
@@ -18,16 +21,19 @@ def main() -> None:
     """The command's entry point."""
     config = config_flags.DEFINE_config_file("config", None, "The config file to run.")
     workdir = flags.DEFINE_string("workdir", None, "Folder of the run, made if absent.")
+    processes = cli.define_process_flags()
     flags.mark_flags_as_required(["config", "workdir"])
 
     def run() -> None:
         settings = cli.read_config(config)
         # Imported late: a mistake in the flags is reported without waiting for JAX.
         from harmoniad_jax.training.loop import train_and_evaluate
+        from harmoniad_jax.training.startup import start
 
+        start(**processes())
         train_and_evaluate(settings, Path(workdir.value).expanduser())
 
-    cli.run(run)
+    cli.run(run, continues=True)
 
 
 if __name__ == "__main__":

@@ -36,8 +36,7 @@ def final_state(config: Config, workdir: Path):
     """The state of the latest checkpoint, on the host."""
     run = prepare_run(config)
     with Checkpoints(workdir, read_only=True) as checkpoints:
-        state, _ = checkpoints.restore(jax.eval_shape(run.initial_state), run.mesh)
-    return jax.device_get(state)
+        return jax.device_get(checkpoints.restore(run.abstract_state()).state)
 
 
 def assert_bitwise_equal(first, second):

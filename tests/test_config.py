@@ -446,11 +446,19 @@ MISTAKES = [
     ("optimizer.update_clip", -1.0, "greater than 0"),
     ("train.num_steps", 0, "at least 1"),
     ("train.batch_size", 12, "multiple of the number of devices, 8"),
-    ("train.batch_size", 0, "multiple of the number of devices, 8"),
+    ("train.batch_size", 0, "at least 1"),
+    ("train.micro_batches", 0, "at least 1"),
+    ("train.steps_per_call", 0, "at least 1"),
+    ("train.max_skipped_steps", 0, "at least 1"),
+    ("train.keep_every_steps", -1, "not be negative"),
+    ("sharding.data", -1, "not be negative"),
+    ("sharding.model", 0, "at least 1"),
+    ("cache.on_device", "maybe", "auto, always, never"),
+    ("encoder.attention", "flash", "library, fused"),
     ("train.log_every_steps", 0, "at least 1"),
     ("train.checkpoint_every_steps", 0, "at least 1"),
     ("train.keep_checkpoints", 0, "at least 1"),
-    ("evaluation.batch_size", 4, "multiple of the number of devices, 8"),
+    ("evaluation.batch_size", 0, "at least 1"),
     ("evaluation.map_side", 0, "at least 1"),
     ("evaluation.calibration_images", 0, "at least 1"),
     ("evaluation.top_share", 1.5, "share between 0 and 1"),
@@ -492,6 +500,8 @@ def test_a_mistake_is_named_with_what_is_allowed(description, path, value, allow
         ("model.head_width", 64),
         ("data.image_side", 16),
         ("train.batch_size", 8),
+        ("train.micro_batches", 2),
+        ("evaluation.batch_size", 3),
         ("train.seed", 2**40),
     ],
 )
@@ -528,6 +538,18 @@ def test_the_ideal_gate_is_allowed_when_it_is_not_trained(description):
 def test_the_demo_needs_no_root(description):
     config = changed(RIGHT, data__sources=("demo",), data__root="")
     assert config_problems(config, description, 8) == []
+
+
+def test_a_batch_must_divide_into_its_parts_too(description):
+    config = changed(RIGHT, train__batch_size=16, train__micro_batches=3)
+    (problem,) = config_problems(config, description, 8)
+    assert problem.startswith("config.train.batch_size is 16; ")
+    assert "devices, 8, times train.micro_batches, 3" in problem
+
+
+def test_where_nothing_is_trained_the_batch_does_not_matter(description):
+    config = changed(RIGHT, train__batch_size=5, sharding__data=100)
+    assert config_problems(config, description, None) == []
 
 
 def test_every_mistake_is_listed_at_once(description):

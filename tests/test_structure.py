@@ -89,7 +89,8 @@ def test_the_package_is_found():
     [
         ("errors.py", ()),
         ("config.py", ("errors",)),
-        ("cli.py", ("config", "errors")),
+        ("signals.py", ()),
+        ("cli.py", ("config", "errors", "signals")),
         ("model", ("model", "errors")),
         ("data", ("data", "errors")),
         ("metrics", ("metrics",)),

@@ -4,24 +4,32 @@ Each function returns the mistakes it finds; `config.raise_problems` reports the
 """
 
 import math
+from collections.abc import Callable
 from pathlib import Path
+
+import jax
 
 from harmoniad_jax.config import Config, flatten
 from harmoniad_jax.data.preprocess import MASK_RULES
+from harmoniad_jax.model.attention import ATTENTIONS
 from harmoniad_jax.model.backbone import EncoderDescription
 from harmoniad_jax.model.frequency import GATES
 from harmoniad_jax.model.harmoniad import VARIANTS
+from harmoniad_jax.training.sharding import mesh_shape
 from tfds_builders import BUILDERS
 from tfds_builders.prepare import missing_data
 
 DTYPES = ("auto", "float32", "bfloat16")
 SOURCES = ("folder", "demo", *BUILDERS)
 CACHE_DTYPES = ("float16", "float32")
+ON_DEVICE = ("auto", "always", "never")
 
 CHOICES = {
     "cache.dtype": CACHE_DTYPES,
+    "encoder.attention": ATTENTIONS,
     "encoder.dtype": DTYPES,
     "model.variant": tuple(VARIANTS),
+    "cache.on_device": ON_DEVICE,
     "model.gate": GATES,
     "evaluation.mask_rule": MASK_RULES,
 }
@@ -34,6 +42,12 @@ AT_LEAST_ONE = (
     "train.log_every_steps",
     "train.checkpoint_every_steps",
     "train.keep_checkpoints",
+    "train.micro_batches",
+    "train.max_skipped_steps",
+    "train.steps_per_call",
+    "train.batch_size",
+    "sharding.model",
+    "evaluation.batch_size",
     "evaluation.map_side",
     "evaluation.calibration_images",
 )
@@ -41,6 +55,8 @@ NOT_NEGATIVE = (
     "data.threads",
     "encoder.untrained.seed",
     "train.seed",
+    "train.keep_every_steps",
+    "sharding.data",
     "loss.high_weight",
     "loss.low_weight",
     "loss.easy_steps",
@@ -75,7 +91,7 @@ BELOW_ONE = (
 
 
 def config_problems(
-    config: Config, description: EncoderDescription, num_devices: int
+    config: Config, description: EncoderDescription, num_devices: int | None
 ) -> list[str]:
     """Everything that is wrong with a config whose automatic settings are filled in."""
     return [
@@ -106,8 +122,13 @@ def data_problems(config: Config) -> list[str]:
     return problems
 
 
-def setting_problems(config: Config, num_devices: int) -> list[str]:
-    """What is wrong with settings that can be judged without the encoder."""
+def setting_problems(config: Config, num_devices: int | None) -> list[str]:
+    """What is wrong with settings that can be judged without the encoder.
+
+    Args:
+      config: all settings.
+      num_devices: that are to train; None where nothing is trained.
+    """
     values = flatten(config.to_dict())
     problems: dict[str, str] = {}
 
@@ -126,12 +147,9 @@ def setting_problems(config: Config, num_devices: int) -> list[str]:
         check(values[name] > 0, name, "it must be greater than 0")
     for name in BELOW_ONE:
         check(0 <= values[name] < 1, name, "it must be a share between 0 and 1")
-    for name in ("train.batch_size", "evaluation.batch_size"):
-        check(
-            values[name] >= 1 and values[name] % num_devices == 0,
-            name,
-            f"it must be a multiple of the number of devices, {num_devices}",
-        )
+    sizes = ("train.micro_batches", "sharding.data", "sharding.model")
+    if num_devices is not None and not any(name in problems for name in sizes):
+        _check_devices(config, num_devices, check)
     check(
         0 < values["model.cutoff"] < 1, "model.cutoff", "it must be a share between 0 and 1"
     )
@@ -169,6 +187,27 @@ def setting_problems(config: Config, num_devices: int) -> list[str]:
         "give the folder that holds the categories",
     )
     return list(problems.values())
+
+
+def _check_devices(
+    config: Config, num_devices: int, check: Callable[[bool, str, str], None]
+) -> None:
+    """Whether mesh and batch fit the devices, where the mesh itself makes sense."""
+    data, model = mesh_shape(config.sharding, num_devices)
+    used, parts = data * model, config.train.micro_batches
+    # A process whose devices are in no mesh would wait for nothing.
+    fits = used <= num_devices if jax.process_count() == 1 else used == num_devices
+    check(
+        fits and (config.sharding.data > 0 or used == num_devices),
+        "sharding.data" if config.sharding.data else "sharding.model",
+        f"a mesh of {data} x {model} devices does not fit the {num_devices} that are there",
+    )
+    check(
+        config.train.batch_size % (used * parts) == 0,
+        "train.batch_size",
+        f"it must be a multiple of the number of devices, {used}"
+        + (f", times train.micro_batches, {parts}" if parts > 1 else ""),
+    )
 
 
 def encoder_problems(config: Config, description: EncoderDescription) -> list[str]:

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from harmoniad_jax.config import Config, parse_config
@@ -23,12 +22,13 @@ from harmoniad_jax.report.html import ReportWriter
 from harmoniad_jax.report.notes import notes_on
 from harmoniad_jax.report.tables import decisions_table, results_table
 from harmoniad_jax.training.calibration import Calibration, Normality
-from harmoniad_jax.training.checkpoints import Checkpoints, Identity, check_identity
+from harmoniad_jax.training.checkpoints import Checkpoints
 from harmoniad_jax.training.gallery import category_content
+from harmoniad_jax.training.identity import Identity, check_identity
 from harmoniad_jax.training.measuring import Measured, measure
 from harmoniad_jax.training.prediction import Predictor, calibrate, with_statistics
+from harmoniad_jax.training.processes import is_main, wait_for_all
 from harmoniad_jax.training.setup import Run, prepare_run
-from harmoniad_jax.training.sharding import replicate
 from harmoniad_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -73,15 +73,14 @@ def evaluate_run(
         if encoder is not None:
             config["encoder"]["name"] = encoder
         run = prepare_run(parse_config(config))
-        finished = checkpoints.latest_step == run.config.train.num_steps
+        finished = checkpoints.finished
         # A finished run has seen its training images: they may change or go.
         fingerprint = (
             stored.train_fingerprint if finished else run.dataset.train_fingerprint
         )
         identity = Identity.of(run.config, run.encoder, fingerprint)
         check_identity(stored, identity, workdir)
-        state, _ = checkpoints.restore(jax.eval_shape(run.initial_state), run.mesh)
-        calibration = checkpoints.read_calibration()
+        state, _, calibration, _ = checkpoints.restore(run.abstract_state())
     changed = stored.train_fingerprint != run.dataset.train_fingerprint
     if changed and calibration and not calibration.fits(run.config.evaluation):
         # Which images were held out is known of the whole set alone.
@@ -90,7 +89,7 @@ def evaluate_run(
             f"the training images of {workdir} changed: they cannot be measured again. "
             "Evaluate with the settings of training, or bring the images back."
         )
-    encoder_params = replicate(run.mesh, run.encoder.params)
+    encoder_params = run.place_encoder()
     if not finished:
         logger.info(
             "step %d of %d: training is not finished, calibrating now",
@@ -142,10 +141,11 @@ def evaluate(
         calibration = calibrate(run, state, encoder_params)
     predictor = Predictor(run, state, encoder_params)
     measured: dict[str, Measured] = {}
-    writes = jax.process_index() == 0
+    writes = is_main()
+    reports = run.config.evaluation.report and bool(run.dataset.test)
     with contextlib.ExitStack() as stack:
         report = None
-        if writes and run.config.evaluation.report and run.dataset.test:
+        if writes and reports:
             report = stack.enter_context(ReportWriter(workdir / REPORT_FOLDER))
         for category in run.dataset.categories:
             records = [r for r in run.dataset.test if r.category == category]
@@ -153,16 +153,20 @@ def evaluate(
                 logger.info("%s has no test images: not evaluated", category)
                 continue
             measured[category] = measure(run, predictor, category, records)
-            if report is not None:
+            if reports:
                 normality = calibration and calibration.of(category)
                 one = measured[category]
-                report.add(category_content(run, predictor, category, one, normality))
+                # All processes predict its images, and one writes.
+                content = category_content(run, predictor, category, one, normality)
+                if report is not None:
+                    report.add(content)
         results = _undefined_to_none(_results(run, state, calibration, measured))
         if writes:
             _write_results(results, workdir / RESULTS_FILE)
             report_results(results)
         if report is not None:
             print(f"The report is {report.finish(results)}")
+    wait_for_all("evaluation")
     return results
 
 

@@ -5,14 +5,13 @@ import hashlib
 import importlib.metadata
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import grain
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from harmoniad_jax.data import preprocess
 from harmoniad_jax.data.feature_cache import (
@@ -23,9 +22,12 @@ from harmoniad_jax.data.feature_cache import (
 )
 from harmoniad_jax.data.pipeline import image_loader, training_order
 from harmoniad_jax.data.records import Record
-from harmoniad_jax.model import backbone, position_embedding
+from harmoniad_jax.errors import UserError
+from harmoniad_jax.model import attention, backbone, position_embedding
+from harmoniad_jax.model.backbone import Features
 from harmoniad_jax.training.datasets import cache_folder
 from harmoniad_jax.training.prediction import image_batches
+from harmoniad_jax.training.processes import all_agree, main_first, map_shared, together
 from harmoniad_jax.training.setup import Run
 from harmoniad_jax.training.sharding import make_mesh, replicate
 
@@ -37,7 +39,7 @@ CHUNK_IMAGES = 64
 # have larger chunks instead of more.
 MOST_CHUNKS = 256
 # A change in any of these may change features.
-PROGRAM = (preprocess, backbone, position_embedding)
+PROGRAM = (preprocess, backbone, attention, position_embedding)
 LIBRARIES = ("flax", "jax", "pillow", "transformers")
 
 
@@ -46,13 +48,16 @@ class TrainingData(NamedTuple):
 
     Attributes:
       order: endless, of records.
-      load: gives an image [S, S, 3] uint8, or the arrays of `Features` by name.
+      load: gives an image [S, S, 3] uint8, the arrays of `Features` by name, or a row of
+        `table`.
       is_encoded: whether it gives features.
+      table: `Features` of all images, on every device; None: they are read as needed.
     """
 
     order: grain.MapDataset
     load: Callable[[Record], Any]
     is_encoded: bool
+    table: Features | None = None
 
 
 def training_data(run: Run, encoder_params: Any) -> TrainingData:
@@ -67,16 +72,31 @@ def training_data(run: Run, encoder_params: Any) -> TrainingData:
     """
     records = run.dataset.train
     if run.config.cache.enabled:
-        hashes = image_hashes(records, run.config.data.threads)
+        hashes = _hashes(run, records)
         hashed = [
             dataclasses.replace(record, sha256=sha256)
             for record, sha256 in zip(records, hashes, strict=True)
         ]
         order = _order(run, hashed)
         cache = _open_cache(run)
-        if _encode(run, encoder_params, cache, _visited(run, order, hashed)):
+        images = _visited(run, order, hashed)
+        if _encode(run, encoder_params, cache, images):
+            if _fits_on_device(run, cache.bytes_for(len(images))):
+                rows = {image: np.int32(row) for row, image in enumerate(images)}
+                table = _load_on_device(run, cache, list(images))
+                return TrainingData(order, lambda r: rows[r.sha256], True, table)
             return TrainingData(order, lambda record: cache.read(record.sha256), True)
     return TrainingData(_order(run, records), image_loader(run.encoder.image_side), False)
+
+
+def _hashes(run: Run, records: Sequence[Record]) -> list[str]:
+    """The SHA-256 of every image; each process reads its share of them."""
+
+    def hash_share(share: Sequence[Record]) -> list[bytes]:
+        return list(map(bytes.fromhex, image_hashes(share, run.config.data.threads)))
+
+    digests = map_shared(hash_share, records, hashlib.sha256().digest_size)
+    return [digest.hex() for digest in digests]
 
 
 def _order(run: Run, records: Sequence[Record]) -> grain.MapDataset:
@@ -100,6 +120,7 @@ def _open_cache(run: Run) -> FeatureCache:
             "image_mean": run.encoder.image_mean,
             "image_std": run.encoder.image_std,
             "dtype": run.config.encoder.dtype,
+            "attention": run.config.encoder.attention,
             "matmul_precision": str(jax.config.jax_default_matmul_precision),
             "backend": jax.default_backend(),
             "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
@@ -141,7 +162,8 @@ def _encode(
             settings.max_gigabytes,
         )
         return False
-    cache.make_room(images, limit)
+    # The folder may be one that all processes share, or each may have its own.
+    main_first(lambda: cache.make_room(images, limit))
     missing = sum(image not in cache for image in images)
     logger.info(
         "features of %d images, %s in %s; %d are to be encoded",
@@ -150,16 +172,21 @@ def _encode(
         cache.folder,
         missing,
     )
-    index, count = jax.process_index(), jax.process_count()
+    count = jax.process_count()
     # By place in the whole list, so that processes agree, whatever each of them found.
-    share = list(images)[index::count]
-    _fill(run, encoder_params, cache, [images[i] for i in share if i not in cache])
+    share = list(images)[jax.process_index() :: count]
+    together(lambda: _fill(run, encoder_params, cache, _missing(cache, images, share)))
     if count > 1:
         # What the others encoded is there now, or on disks that are not ours.
-        multihost_utils.sync_global_devices("features")
         cache.refresh()
-        _fill(run, encoder_params, cache, [images[i] for i in images if i not in cache])
+        together(lambda: _fill(run, encoder_params, cache, _missing(cache, images, images)))
     return True
+
+
+def _missing(
+    cache: FeatureCache, images: dict[str, Record], wanted: Iterable[str]
+) -> list[Record]:
+    return [images[image] for image in wanted if image not in cache]
 
 
 def _fill(
@@ -190,7 +217,7 @@ def _features(
     run: Run, encoder_params: Any, records: Sequence[Record]
 ) -> Iterator[dict[str, np.ndarray]]:
     """The features of each record, in order, by name."""
-    mesh = make_mesh(jax.local_devices())
+    mesh = make_mesh(devices=jax.local_devices())
     if jax.process_count() > 1:
         encoder_params = replicate(mesh, run.encoder.params)
     encode = jax.jit(run.encoder.encode)
@@ -202,3 +229,33 @@ def _features(
         features = jax.device_get(encode(encoder_params, images))._asdict()
         for row in np.flatnonzero(valid):
             yield {name: values[row] for name, values in features.items()}
+
+
+def _fits_on_device(run: Run, size: int) -> bool:
+    """Whether features of `size` bytes are to be kept in the memory of every device."""
+    wanted = run.config.cache.on_device
+    if wanted == "never":
+        return False
+    statistics = [device.memory_stats() or {} for device in jax.local_devices()]
+    free = min(s.get("bytes_limit", 0) - s.get("bytes_in_use", 0) for s in statistics)
+    if wanted == "always":
+        if 0 < free < size:
+            raise UserError(
+                f"config.cache.on_device is 'always', but the features take "
+                f"{gigabytes(size)} and a device has {gigabytes(free)} free; take 'auto'."
+            )
+        return True
+    # On CPU the device's memory is the host's: nothing would be won.
+    fits = jax.default_backend() != "cpu" and size <= free / 2
+    return all_agree(fits)
+
+
+def _load_on_device(run: Run, cache: FeatureCache, images: Sequence[str]) -> Features:
+    """`Features` of N images in the cache's dtype, in their order, on every device."""
+    logger.info("loading %s to every device", gigabytes(cache.bytes_for(len(images))))
+    shapes = run.encoder.feature_shapes(len(images))
+    table = jax.tree.map(lambda s: np.empty(s.shape, run.config.cache.dtype), shapes)
+    for row, image in enumerate(images):
+        for name, values in cache.read(image).items():
+            getattr(table, name)[row] = values
+    return replicate(run.mesh, table)

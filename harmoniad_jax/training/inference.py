@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import grain
-import jax
 import numpy as np
 import scipy.ndimage
 
@@ -17,15 +16,11 @@ from harmoniad_jax.data.preprocess import EIGHT_CONNECTED, preprocess, read_imag
 from harmoniad_jax.data.records import Dataset, check_categories
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.training.calibration import Normality
-from harmoniad_jax.training.checkpoints import (
-    Checkpoints,
-    Identity,
-    encoder_differences,
-)
+from harmoniad_jax.training.checkpoints import Checkpoints
 from harmoniad_jax.training.evaluation import with_last_settings
+from harmoniad_jax.training.identity import Identity, encoder_differences
 from harmoniad_jax.training.prediction import Predictor
 from harmoniad_jax.training.setup import available_cores, prepare_run
-from harmoniad_jax.training.sharding import replicate
 
 
 class Box(NamedTuple):
@@ -103,7 +98,7 @@ class TrainedModel:
         workdir = Path(workdir).expanduser()
         with Checkpoints(workdir, read_only=True) as checkpoints:
             stored = checkpoints.read_identity()
-            if checkpoints.latest_step < stored.config.train.num_steps:
+            if not checkpoints.finished:
                 raise UserError(
                     f"{workdir} is at step {checkpoints.latest_step} of "
                     f"{stored.config.train.num_steps}: finish its training first, with "
@@ -119,27 +114,24 @@ class TrainedModel:
                     f"{'; '.join(problems)}. Name the encoder that {workdir} was trained "
                     "with."
                 )
-            state, _ = checkpoints.restore(jax.eval_shape(run.initial_state), run.mesh)
+            state = checkpoints.restore(run.abstract_state()).state
         self.config = run.config
-        self._predictor = Predictor(run, state, replicate(run.mesh, run.encoder.params))
+        self._batch_size = run.evaluation_batch_size
+        self._predictor = Predictor(run, state, run.place_encoder())
 
     def _adapted(self, config: Any, encoder: str | None) -> Any:
-        """The run's settings on this machine: its cores, and a batch for its devices."""
-        devices, settings = jax.device_count(), config.evaluation
+        """The run's settings on this machine: its cores, and where its encoder is."""
+        settings = config.evaluation
         if self._calibration is not None:
             # Scores are compared with those of the calibration: same settings.
             settings = dataclasses.replace(settings, **self._calibration.settings)
-        batch_size = -(-settings.batch_size // devices) * devices
         return dataclasses.replace(
             config,
             data=dataclasses.replace(config.data, threads=available_cores()),
             encoder=dataclasses.replace(
                 config.encoder, name=encoder or config.encoder.name
             ),
-            train=dataclasses.replace(
-                config.train, batch_size=-(-config.train.batch_size // devices) * devices
-            ),
-            evaluation=dataclasses.replace(settings, batch_size=batch_size),
+            evaluation=settings,
         )
 
     @property
@@ -204,14 +196,13 @@ class TrainedModel:
     def _stream(
         self, queries: Sequence[Query], rate: float | None, threshold: float | None
     ) -> Iterator[ImageResult | UserError]:
-        settings = self.config.evaluation
         loaded = iter(
             grain.MapDataset.source([query.image for query in queries])
             .map(self._load)
             .to_iter_dataset(grain.ReadOptions(self.config.data.threads, PREFETCHED_IMAGES))
         )
         pairs = zip(queries, loaded, strict=True)
-        while chunk := list(itertools.islice(pairs, settings.batch_size)):
+        while chunk := list(itertools.islice(pairs, self._batch_size)):
             yield from self._judge(chunk, rate, threshold)
 
     def _check(
@@ -249,7 +240,7 @@ class TrainedModel:
     ) -> Iterator[ImageResult | UserError]:
         """Predicts a batch, which is filled up with zeros."""
         side = self.config.data.image_side
-        batch = np.zeros((self.config.evaluation.batch_size, side, side, 3), np.uint8)
+        batch = np.zeros((self._batch_size, side, side, 3), np.uint8)
         for row, (_, loaded) in enumerate(chunk):
             if loaded.pixels is not None:
                 batch[row] = loaded.pixels

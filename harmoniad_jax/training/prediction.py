@@ -13,8 +13,9 @@ from harmoniad_jax.data.pipeline import evaluation_batches
 from harmoniad_jax.data.records import Record
 from harmoniad_jax.model.scoring import Prediction
 from harmoniad_jax.training.calibration import Calibration
+from harmoniad_jax.training.processes import is_main
 from harmoniad_jax.training.setup import Run
-from harmoniad_jax.training.sharding import batched, replicate, replicated
+from harmoniad_jax.training.sharding import replicate, replicated, shard_batch
 from harmoniad_jax.training.state import TrainState
 from harmoniad_jax.training.step import measure_statistics
 
@@ -48,7 +49,7 @@ class Predictor:
 
     def predict_batch(self, images: np.ndarray) -> Prediction:
         """[B, S, S, 3] uint8 -> their `Prediction` of numpy arrays."""
-        images = jax.device_put(images, batched(self._run.mesh))
+        images = shard_batch(self._run.mesh, images)
         return jax.device_get(self._step(*self._arguments, images))
 
 
@@ -86,15 +87,26 @@ def calibrate(run: Run, state: TrainState, encoder_params: Any) -> Calibration |
 def image_batches(
     run: Run, records: Sequence[Record], title: str, mesh: Mesh
 ) -> Iterator[tuple[jax.Array, np.ndarray]]:
-    """Batches of images on the devices of a mesh, and which rows of each are real."""
+    """Batches of images on the devices of a mesh, and which rows of each are real.
+
+    Where the mesh is that of several processes, each reads its share of every batch.
+    """
     logger.info("%s: %d images", title, len(records))
+    shared = mesh.is_multi_process
     batches = evaluation_batches(
         records,
         image_side=run.config.data.image_side,
-        batch_size=run.config.evaluation.batch_size,
+        batch_size=run.evaluation_batch_size,
         threads=run.config.data.threads,
+        process_index=jax.process_index() if shared else 0,
+        process_count=jax.process_count() if shared else 1,
     )
-    with tqdm(desc=title, total=len(records), unit="image", disable=None) as progress:
+    with tqdm(
+        desc=title,
+        total=len(records),
+        unit="image",
+        disable=None if is_main() else True,
+    ) as progress:
         for images, valid in batches:
-            yield jax.device_put(images, batched(mesh)), valid
+            yield shard_batch(mesh, images), valid
             progress.update(int(valid.sum()))

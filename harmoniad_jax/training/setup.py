@@ -5,6 +5,7 @@ Everything that can be wrong is found here, cheapest first, before anything heav
 
 import dataclasses
 import os
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,14 @@ from harmoniad_jax.training.checks import (
 )
 from harmoniad_jax.training.datasets import open_dataset
 from harmoniad_jax.training.optimizer import make_optimizer
-from harmoniad_jax.training.sharding import make_mesh
+from harmoniad_jax.training.processes import main_first, together
+from harmoniad_jax.training.sharding import (
+    abstract_on,
+    make_mesh,
+    place,
+    replicate,
+    split_over_model,
+)
 from harmoniad_jax.training.state import TrainState, create_state
 from harmoniad_jax.training.step import Steps
 
@@ -46,6 +54,11 @@ class Run:
     encoder: Encoder
     steps: Steps
 
+    @property
+    def evaluation_batch_size(self) -> int:
+        """Images per step of evaluation: as configured, for every device equally many."""
+        return -(-self.config.evaluation.batch_size // self.mesh.size) * self.mesh.size
+
     def initial_state(self) -> TrainState:
         """Draws the state before the first step; traceable."""
         return create_state(
@@ -55,40 +68,70 @@ class Run:
             self.config.train.seed,
         )
 
+    def abstract_state(self) -> TrainState:
+        """Shapes, dtypes and shardings of the state."""
+        shapes = jax.eval_shape(self.initial_state)
+        return abstract_on(split_over_model(self.mesh, shapes), shapes)
 
-def prepare_run(config: Config, dataset: Dataset | None = None) -> Run:
+    def new_state(self) -> TrainState:
+        """The state before the first step, on all devices of the mesh."""
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state())
+        return jax.jit(self.initial_state, out_shardings=shardings)()
+
+    def place_encoder(self) -> Any:
+        """The encoder's weights on all devices of the mesh."""
+        params = self.encoder.params
+        if self.config.sharding.encoder:
+            return place(split_over_model(self.mesh, params), params)
+        return replicate(self.mesh, params)
+
+
+def prepare_run(
+    config: Config, dataset: Dataset | None = None, *, for_training: bool = False
+) -> Run:
     """Checks the settings, lists the data and loads the encoder.
 
     Args:
       config: of the run.
       dataset: taken instead of the configured images, which need not be there then.
+      for_training: whether its batch and its mesh must fit these devices; else all
+        devices there are do the same.
 
     Raises:
       UserError: bad settings (all of them at once), bad data, or a bad encoder.
     """
-    config, description = resolve_config(config, with_data=dataset is None)
+    config, description = together(
+        lambda: resolve_config(config, with_data=dataset is None, for_training=for_training)
+    )
     if dataset is None:
-        dataset = open_dataset(config).hold_out(config.calibration.holdout)
+        dataset = main_first(lambda: open_dataset(config))
+        dataset = dataset.hold_out(config.calibration.holdout)
     encoder = load_encoder(
         description,
         image_side=config.data.image_side,
         taps=config.encoder.taps,
         groups=config.encoder.groups,
         dtype=jnp.dtype(config.encoder.dtype),
+        attention=config.encoder.attention,
         seed=config.encoder.untrained.seed,
     )
+    mesh = make_mesh(config.sharding if for_training else None)
     steps = Steps(
         encoder=encoder,
-        model=HarmoniAD(**dataclasses.asdict(config.model)),
+        model=HarmoniAD(
+            **dataclasses.asdict(config.model), remat=config.train.remat, mesh=mesh
+        ),
         optimizer=make_optimizer(config.optimizer, config.train.num_steps),
         loss=config.loss,
         evaluation=config.evaluation,
+        micro_batches=config.train.micro_batches,
+        check_numerics=config.train.check_numerics,
     )
-    return Run(config, dataset, make_mesh(), encoder, steps)
+    return Run(config, dataset, mesh, encoder, steps)
 
 
 def resolve_config(
-    config: Config, *, with_data: bool = True
+    config: Config, *, with_data: bool = True, for_training: bool = True
 ) -> tuple[Config, EncoderDescription]:
     """Fills in the automatic settings and checks all of them, and whether data are there.
 
@@ -96,7 +139,7 @@ def resolve_config(
       UserError: listing every mistake.
     """
     # Cheapest first: the encoder may have to be asked for over the network.
-    num_devices = jax.device_count()
+    num_devices = jax.device_count() if for_training else None
     missing_data = data_problems(config) if with_data else []
     problems = setting_problems(config, num_devices)
     if missing_data or any("encoder.untrained" in problem for problem in problems):
@@ -108,7 +151,9 @@ def resolve_config(
     encoder = dataclasses.replace(
         config.encoder,
         taps=config.encoder.taps or description.default_taps,
-        dtype=resolve_dtype(config.encoder.dtype),
+        dtype="float32"
+        if config.train.check_numerics
+        else resolve_dtype(config.encoder.dtype),
     )
     data = dataclasses.replace(
         config.data,

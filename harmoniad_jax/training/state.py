@@ -21,6 +21,8 @@ class TrainState:
       params: the network's parameters, float32.
       opt_state: the optimizer's state.
       rng: uint32 key data; the key of step n is `fold_in(rng, n)`.
+      skipped: int32 scalar, steps that changed nothing since they were not finite.
+      skipped_in_a_row: int32 scalar, those of them since the last finite one.
       statistics: of the distance maps on training images; zero and one until the last
         step, after which they are measured.
     """
@@ -29,6 +31,8 @@ class TrainState:
     params: Any
     opt_state: Any
     rng: jax.Array
+    skipped: jax.Array
+    skipped_in_a_row: jax.Array
     statistics: Statistics
 
 
@@ -55,6 +59,8 @@ def create_state(
         params=params,
         opt_state=optimizer.init(params),
         rng=jax.random.key_data(train_key),
+        skipped=jnp.zeros((), jnp.int32),
+        skipped_in_a_row=jnp.zeros((), jnp.int32),
         statistics=Statistics(
             mean={name: jnp.zeros(()) for name in names},
             deviation={name: jnp.ones(()) for name in names},

@@ -4,7 +4,8 @@ All of them are pure functions; who calls them compiles them with shardings.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,16 +21,33 @@ from harmoniad_jax.model.scoring import Prediction, Statistics
 from harmoniad_jax.training.losses import HardMining, easy_share, total_loss
 from harmoniad_jax.training.state import TrainState
 
+# How the names of the flags of `Steps.check_numerics` begin among the metrics.
+FINITE = "finite/"
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Steps:
-    """The pure functions of a run, made of its parts."""
+    """The pure functions of a run, made of its parts.
+
+    Attributes:
+      micro_batches: parts that a training batch is worked through in.
+      check_numerics: let the metrics say which arrays are finite.
+    """
 
     encoder: Encoder
     model: HarmoniAD
     optimizer: optax.GradientTransformation
     loss: LossConfig
     evaluation: EvaluationConfig
+    micro_batches: int = 1
+    check_numerics: bool = False
+
+    @property
+    def whole(self) -> "Steps":
+        """The same steps with the whole batch at once: what counts of operations see."""
+        return (
+            self if self.micro_batches == 1 else dataclasses.replace(self, micro_batches=1)
+        )
 
     def train_step(
         self, state: TrainState, encoder_params: Any, images: jax.Array
@@ -42,40 +60,67 @@ class Steps:
           images: [B, S, S, 3] uint8.
 
         Returns:
-          The state after it, and float32 scalars: "loss", "loss_NAME" of each
-          comparison, "gradient_norm", and "cutoff_low_G" of each group's gate.
+          The state after it and the metrics, see `update`.
         """
-        features = self.encoder.encode(encoder_params, images)
-        return self.update(state, features)
+        encode = functools.partial(self.encoder.encode, encoder_params)
+        return self.update(state, in_parts(self.micro_batches, encode, images))
 
     def update(
         self, state: TrainState, features: Features
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        """The trained half of `train_step`, from features of any floating-point dtype."""
+        """The trained half of `train_step`, from features of any floating-point dtype.
+
+        Where the loss or the gradient is not finite, parameters and optimizer stay as
+        they were; the step counts all the same, so that the next one takes other images.
+
+        Returns:
+          The state after the step, and scalars: "loss", "loss_NAME" of each comparison
+          and "gradient_norm", float32; "skipped" and "skipped_in_a_row", int32 numbers
+          of steps; with `check_numerics` a flag "finite/NAME" for each array.
+        """
         features = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), features)
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         gradients, metrics = jax.grad(self._loss, has_aux=True)(
             state.params, features, key, state.step
         )
-        updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
         metrics["gradient_norm"] = optax.global_norm(gradients)
-        return (
-            state.replace(
-                step=state.step + 1,
-                params=optax.apply_updates(state.params, updates),
-                opt_state=opt_state,
-            ),
-            metrics,
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
+        if self.check_numerics:
+            metrics |= _finite_flags(
+                {"features": features, "params": state.params, "gradient": gradients}
+            )
+        updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (params, opt_state),
+            (state.params, state.opt_state),
         )
+        state = state.replace(
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
+            skipped=state.skipped + ~finite,
+            skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
+        )
+        metrics["skipped"] = state.skipped
+        metrics["skipped_in_a_row"] = state.skipped_in_a_row
+        return state, metrics
 
     def _loss(self, params, features, key, step):
         mining = None
         if self.loss.hard_mining:
             share = easy_share(step, self.loss.easy_share, self.loss.easy_steps)
             mining = HardMining(share, self.loss.easy_gradient)
-        comparisons = self.model.apply(
-            {"params": params}, features, train=True, rngs={"dropout": key}
-        )
+
+        def predict(features, key):
+            return self.model.apply(
+                {"params": params}, features, train=True, rngs={"dropout": key}
+            )
+
+        parts = self.micro_batches
+        keys = key if parts == 1 else jax.random.split(key, parts)
+        comparisons = in_parts(parts, predict, features, each=keys)
         weights = self._weights(1.0, self.loss.high_weight, self.loss.low_weight)
         loss, parts = total_loss(comparisons, weights, mining)
         return loss, {"loss": loss} | {f"loss_{k}": v for k, v in parts.items()}
@@ -125,6 +170,45 @@ class Steps:
         maps = scoring.upsample(fused, settings.map_side, settings.smoothing_sigma)
         scores = scoring.image_scores(maps, settings.top_share)
         return Prediction(maps, scores, distances)
+
+
+def in_parts(parts: int, function: Callable, batch: Any, each: Any = None) -> Any:
+    """Applies a function to a batch in parts, one after the other.
+
+    The memory of its activations is that of one part, in its gradient too, where they are
+    computed again. A device's own rows are spread over all parts, so that none of them
+    moves.
+
+    Args:
+      parts: how many, a divisor of B / devices; 1 calls the function plainly.
+      function: of a part, and of an element of `each` if that is given.
+      batch: pytree of arrays with a leading axis of B.
+      each: array with a leading axis of `parts`; the element itself for one part.
+
+    Returns:
+      What `function` gives, with the leading axes joined to B again, in order.
+    """
+    if parts == 1:
+        return function(batch) if each is None else function(batch, each)
+
+    def split(leaf: jax.Array) -> jax.Array:
+        return jnp.moveaxis(leaf.reshape(-1, parts, *leaf.shape[1:]), 1, 0)
+
+    def join(leaf: jax.Array) -> jax.Array:
+        return jnp.moveaxis(leaf, 0, 1).reshape(-1, *leaf.shape[2:])
+
+    arguments = (jax.tree.map(split, batch),) + (() if each is None else (each,))
+    function = jax.checkpoint(function)
+    return jax.tree.map(join, jax.lax.map(lambda part: function(*part), arguments))
+
+
+def _finite_flags(named: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Whether every array of some pytrees is finite, by name."""
+    return {
+        f"{FINITE}{name}{jax.tree_util.keystr(path)}": jnp.isfinite(leaf).all()
+        for name, tree in named.items()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def measure_statistics(batches: Sequence[Mapping[str, np.ndarray]]) -> Statistics:

@@ -77,7 +77,7 @@ def results(model, paths):
 def evaluated(run, trained_run):
     """What evaluation makes of the test images."""
     with Checkpoints(trained_run.workdir, read_only=True) as checkpoints:
-        state, _ = checkpoints.restore(jax.eval_shape(run.initial_state), run.mesh)
+        state = checkpoints.restore(run.abstract_state()).state
     predictor = Predictor(run, state, replicate(run.mesh, run.encoder.params))
     return predictor(run.dataset.test, "test")
 
@@ -458,7 +458,7 @@ def test_held_out_images_are_never_trained_on(run, trained_run, tmp_path):
 def test_what_good_images_score_is_stored_with_the_checkpoint(run, trained_run, evaluated):
     stored = calibration_of(trained_run.workdir)
     with Checkpoints(trained_run.workdir, read_only=True) as checkpoints:
-        state, _ = checkpoints.restore(jax.eval_shape(run.initial_state), run.mesh)
+        state = checkpoints.restore(run.abstract_state()).state
     measured = calibrate(run, state, replicate(run.mesh, run.encoder.params))
     assert stored == measured
     assert stored.fits(run.config.evaluation)
@@ -527,7 +527,7 @@ def test_other_smoothing_is_calibrated_anew(trained_run, tmp_path):
     decisions = evaluate_run(workdir)["decisions"]
     run = prepare_run(config)
     with Checkpoints(workdir, read_only=True) as checkpoints:
-        state, _ = checkpoints.restore(jax.eval_shape(run.initial_state), run.mesh)
+        state = checkpoints.restore(run.abstract_state()).state
     calibration = calibrate(run, state, replicate(run.mesh, run.encoder.params))
     assert calibration.fits(config.evaluation)
     before = trained_run.results["decisions"]

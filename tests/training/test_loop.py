@@ -9,18 +9,15 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from jax.sharding import Mesh
 from run_helpers import assert_bitwise_equal, changed, final_state
 
 from harmoniad_jax.config import Config
-from harmoniad_jax.data.pipeline import image_loader, training_batches, training_order
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.metrics import METRIC_NAMES
 from harmoniad_jax.training.checkpoints import Checkpoints
 from harmoniad_jax.training.evaluation import evaluate_run
 from harmoniad_jax.training.loop import train_and_evaluate
 from harmoniad_jax.training.setup import prepare_run
-from harmoniad_jax.training.sharding import replicate, shard_batch
 
 ROOT = Path(__file__).parents[2]
 
@@ -139,32 +136,6 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(finished, tmp_path, monke
     assert train_and_evaluate(config, tmp_path) == results
     assert_bitwise_equal(final_state(config, tmp_path), final_state(config, workdir))
     assert [line["step"] for line in log_of(tmp_path)] == [1, 2, 3, 4, 5, 6]
-
-
-def test_one_device_and_eight_agree(tiny_config):
-    """The first steps' losses and gradients, to float32's rounding."""
-    run = prepare_run(tiny_config)
-    order = training_order(run.dataset.train, seed=0)
-    batches = training_batches(order, image_loader(32), batch_size=8, threads=1)
-    images = [next(batches) for _ in range(4)]
-
-    def metrics_on(devices):
-        mesh = Mesh(np.array(devices), ("data",))
-        encoder_params = replicate(mesh, run.encoder.params)
-        state = replicate(mesh, jax.jit(run.initial_state)())
-        step = jax.jit(run.steps.train_step)
-        collected = []
-        for batch in images:
-            state, metrics = step(state, encoder_params, shard_batch(mesh, batch))
-            collected.append(jax.device_get(metrics))
-        return collected
-
-    for one, eight in zip(
-        metrics_on(jax.devices()[:1]), metrics_on(jax.devices()), strict=True
-    ):
-        assert one.keys() == eight.keys()
-        for name in one:
-            np.testing.assert_allclose(eight[name], one[name], rtol=1e-5, err_msg=name)
 
 
 def test_the_encoder_is_in_no_checkpoint_and_stays_as_it_was(finished):

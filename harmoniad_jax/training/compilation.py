@@ -1,0 +1,75 @@
+"""Compiling ahead of time, keeping what was compiled, and saying what it costs."""
+
+import hashlib
+import logging
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from harmoniad_jax.data.feature_cache import gigabytes
+from harmoniad_jax.training.datasets import cache_folder
+
+logger = logging.getLogger(__name__)
+
+
+def enable_compilation_cache() -> None:
+    """Keeps compiled programs in the user's cache folder, for the next start.
+
+    JAX's own setting, `JAX_COMPILATION_CACHE_DIR`, has precedence; empty, it means none.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = cache_folder() / "compiled" / _machine()
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def _machine() -> str:
+    """Eight digits that differ between processors: home folders are shared by many.
+
+    What XLA compiles for one processor may hold instructions that another lacks.
+    """
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        flags = next(line for line in lines if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        flags = platform.processor()
+    return hashlib.sha256(f"{platform.machine()} {flags}".encode()).hexdigest()[:8]
+
+
+def compile_ahead(what: str, function: Any, *arguments: Any) -> jax.stages.Compiled:
+    """Compiles a jitted function for arguments of these shapes and shardings.
+
+    Logs how long it took and the memory of one device that a call needs, by XLA's count.
+    """
+    start = time.monotonic()
+    compiled = function.lower(*arguments).compile()
+    seconds = time.monotonic() - start
+    memory = compiled.memory_analysis()
+    logger.info("compiled %s in %.1f s%s", what, seconds, _describe(memory))
+    return compiled
+
+
+def _describe(memory: Any) -> str:
+    if memory is None:  # some backends do not count
+        return ""
+    # Donated arguments are overwritten by outputs, and counted once.
+    total = (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+    )
+    return (
+        f"; on each device {gigabytes(total)}: arguments "
+        f"{gigabytes(memory.argument_size_in_bytes)}, working memory "
+        f"{gigabytes(memory.temp_size_in_bytes)}"
+    )
+
+
+def gigaflops(function: Any, *arguments: Any) -> str:
+    """Floating-point operations of a call over all devices, by XLA's count, in words."""
+    cost = jax.jit(function).lower(*arguments).cost_analysis() or {}
+    return f"{cost['flops'] / 1e9:,.1f} GFLOP" if "flops" in cost else "unknown FLOP"
