@@ -1,0 +1,147 @@
+"""Kills a run at random moments until it gets through, and compares it with another.
+
+    python scripts/torture_resume.py --kills 20 -- --config configs/demo.py
+
+What stands behind -- goes to `python -m harmoniad_jax.train`. First the run is made
+without a disturbance. Then it is started again and again in another folder and killed at a
+moment chosen at random: while it starts, compiles, encodes, trains, saves, calibrates or
+evaluates. At last it may finish. Parameters, optimizer, results and log must be those of
+the first run, bit for bit. With --signal TERM its end must have status 75.
+
+Both runs start with an empty feature cache and an empty cache of compiled programs.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from harmoniad_jax.errors import INTERRUPTED_STATUS
+from harmoniad_jax.training.checkpoints import Checkpoints
+from harmoniad_jax.training.evaluation import with_last_settings
+from harmoniad_jax.training.setup import prepare_run
+
+ROOT = Path(__file__).parents[1]
+COMPARED_FILES = ("results.json", "config.json")
+
+
+def start(workdir: Path, caches: Path, arguments: list[str]) -> subprocess.Popen:
+    """The command as a user gives it, with caches of its own."""
+    command = [sys.executable, "-m", "harmoniad_jax.train", *arguments]
+    command += [f"--workdir={workdir}", f"--config.cache.folder={caches / 'features'}"]
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(caches / "compiled")}
+    log = (workdir.with_suffix(".log")).open("a")
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
+    )
+
+
+def final_state(workdir: Path):
+    """The state of the last checkpoint, on the host."""
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        config = with_last_settings(checkpoints.read_identity().config, workdir)
+        run = prepare_run(config)
+        return jax.device_get(checkpoints.restore(run.abstract_state()).state)
+
+
+def differing(first: Path, second: Path) -> list[str]:
+    """What of two finished runs is not the same, bit for bit."""
+    ours, theirs = final_state(first), final_state(second)
+    names = [
+        jax.tree_util.keystr(path)
+        for (path, a), b in zip(
+            jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True
+        )
+        if not np.array_equal(a, b)
+    ]
+
+    def without_the_folder(path: Path) -> str:
+        # The two runs have caches of their own.
+        return path.read_text().replace(str(path.parent), "")
+
+    for name in COMPARED_FILES:
+        if without_the_folder(first / name) != without_the_folder(second / name):
+            names.append(name)
+    if losses(first) != losses(second):
+        names.append("metrics.jsonl")
+    return names
+
+
+def losses(workdir: Path) -> list[tuple[int, float]]:
+    """Every logged step with its loss; its speed is another each time."""
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [(line["step"], line["loss"]) for line in lines]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--signal", choices=("KILL", "TERM"), default="KILL")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--folder", type=Path, help="where the runs are left")
+    parser.add_argument("arguments", nargs="*", help="of harmoniad_jax.train")
+    options = parser.parse_args()
+    number = signal.Signals[f"SIG{options.signal}"]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (options.folder or Path(temporary)).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        torture(folder, options.arguments, number, options.kills, options.seed)
+
+
+def torture(
+    folder: Path, arguments: list[str], number: signal.Signals, kills: int, seed: int
+) -> None:
+    """Makes both runs and compares them; ends the program if they differ."""
+    undisturbed, disturbed = folder / "undisturbed", folder / "disturbed"
+    caches = folder / "caches"
+    began = time.monotonic()
+    if start(undisturbed, caches / "a", arguments).wait() != 0:
+        sys.exit(f"the undisturbed run failed, see {undisturbed}.log")
+    duration = time.monotonic() - began
+    print(f"undisturbed: {duration:.0f} s", flush=True)
+
+    draw, killed = random.Random(seed), 0
+    while killed < kills:
+        process = start(disturbed, caches / "b", arguments)
+        moment = draw.uniform(0.0, duration)
+        try:
+            status = process.wait(moment)
+        except subprocess.TimeoutExpired:
+            process.send_signal(number)
+            asked = time.monotonic()
+            status = process.wait()
+            took = time.monotonic() - asked
+            killed += 1
+            print(f"kill {killed:3}: at {moment:6.1f} s, ended in {took:.1f} s", flush=True)
+            # It may have ended by itself in the same moment, or not listened yet.
+            if status not in (0, -number, INTERRUPTED_STATUS):
+                sys.exit(f"status {status} after {number.name}, see {disturbed}.log")
+        else:
+            if status != 0:
+                sys.exit(f"status {status} when continued, see {disturbed}.log")
+            # It got through before it was killed often enough: begin with the next one.
+            compare(disturbed, undisturbed)
+            disturbed.rename(folder / f"disturbed-{killed}")
+    if start(disturbed, caches / "b", arguments).wait() != 0:
+        sys.exit(f"the last continuation failed, see {disturbed}.log")
+    compare(disturbed, undisturbed)
+
+
+def compare(disturbed: Path, undisturbed: Path) -> None:
+    names = differing(disturbed, undisturbed)
+    if names:
+        sys.exit(f"NOT THE SAME: {', '.join(names)}")
+    print("finished with the same bits", flush=True)
+
+
+if __name__ == "__main__":
+    main()
