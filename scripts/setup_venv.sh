@@ -1,7 +1,7 @@
 # Sourced by the other scripts: makes .venv in the project's root once, and enters it.
 # Needs Python >= 3.11; PYTHON names another interpreter than the first that fits.
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || return
 
 find_python() {
     local candidate

@@ -31,9 +31,9 @@ install() {
 # the lock: while it is held, training runs.
 start() {
     exec 9> lock
-    if ! flock -w 5 9; then
-        echo "error: training is running already" >&2
-        return 1
+    if ! flock -w 5 9; then # as when gcloud tries again after a lost connection
+        echo "training is running already"
+        return
     fi
     rm -f status
     nohup setsid bash scripts/tpu_host.sh train "$@" >> train.log 2>&1 < /dev/null &

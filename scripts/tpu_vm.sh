@@ -159,7 +159,6 @@ install() {
 }
 
 start() { # ARGUMENTS
-    say "training; its log: bash scripts/tpu_vm.sh logs"
     on_host all "$(quote bash harmoniad/scripts/tpu_host.sh start "$@")"
     call "${ssh[@]}" && assumed_training=0
 }
@@ -187,6 +186,7 @@ else echo training=none; fi"
 }
 
 watch() { # until training has ended or, `training` none, the VM was taken away
+    say "watching training; its log: bash scripts/tpu_vm.sh logs"
     while true; do
         if poll; then
             if [ "$training" != running ]; then return; fi
@@ -293,9 +293,9 @@ esac
 if [ -z "$TPU_ZONE" ]; then fail 2 "set the zone of the TPU, such as TPU_ZONE=us-west4-a"; fi
 
 exec 3>&1 # where a dry run prints its commands, also from within $(...)
-hosts=$HOSTS installed=no training= archive=/tmp/harmoniad.tgz
+hosts=$HOSTS installed=no training='' archive=/tmp/harmoniad.tgz
 assumed_state=READY assumed_training=none # in a dry run
-case $command in create | run | all) assumed_state= ;; esac
+case $command in create | run | all) assumed_state='' ;; esac
 if [ "$dry_run" = no ]; then
     temporary=$(mktemp -d)
     trap 'rm -rf "$temporary"' EXIT
