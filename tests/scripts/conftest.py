@@ -20,6 +20,10 @@ PROGRAMS = {
         mkdir -p ~/.local/bin && ln -sf "$CLOUD/bin/uv" ~/.local/bin/uv
         """,
     "uv": r"""
+        if rm "$CLOUD/lose" 2> /dev/null; then
+            echo '["PREEMPTED"]' > "$CLOUD/states"
+            exit 255
+        fi
         mkdir -p .venv/bin && ln -sf "$CLOUD/bin/training" .venv/bin/python
         """,
     "training": r"""
@@ -48,7 +52,8 @@ class Cloud:
 
     Files: `states`, of which each look at the VM takes one, the last one staying; `new`,
     the states of a VM that is requested; `hosts`, how many it gets; `plan-hostN`; `calls`,
-    one gcloud command a line.
+    one gcloud command a line; `lose`, to be preempted while installing; `offline`, how many
+    gcloud commands get no answer.
     """
 
     def __init__(self, folder):
@@ -64,6 +69,7 @@ class Cloud:
         self.set("states", [])
         self.set("new", ["READY"])
         self.set("hosts", 1)
+        self.set("offline", 0)
 
     def set(self, name, value):
         (self.folder / name).write_text(json.dumps(value))

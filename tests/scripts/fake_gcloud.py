@@ -73,6 +73,9 @@ def main():
     with open(CLOUD / "calls", "a") as file:
         file.write(f"{group} {verb}\n")
     assert flags["zone"] == "zone-a"
+    if read("offline"):
+        write("offline", read("offline") - 1)
+        sys.exit("no answer")
     if verb == "list":
         look(group)
     elif verb == "create":

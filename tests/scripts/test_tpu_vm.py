@@ -1,7 +1,9 @@
 """scripts/tpu_vm.sh against a cloud that is a folder; see conftest.py."""
 
 import itertools
+import json
 import shlex
+import time
 
 import pytest
 
@@ -151,6 +153,14 @@ def test_a_preempted_vm_is_made_again_and_training_continued(cloud):
     assert cloud.calls().count("tpu-vm scp") == 3, "each VM gets the project"
 
 
+def test_a_vm_preempted_while_it_is_installed_is_made_again(cloud):
+    cloud.set("lose", True)
+    cloud.plan(0)
+    status, _, errors = cloud.run(*TRAIN)
+    assert (status, len(cloud.trained())) == (0, 1), errors
+    assert cloud.calls().count("queued-resources create") == 2
+
+
 def test_a_vm_that_is_gone_is_made_again(cloud):
     cloud.set("states", ["SUSPENDED"])
     cloud.set(
@@ -254,6 +264,22 @@ def test_a_run_takes_up_the_watching_of_training_that_goes_on(cloud):
     _, errors = again.communicate(timeout=60)
     assert again.returncode == 0, errors
     assert len(cloud.trained()) == 1
+
+
+def test_a_connection_lost_while_watching_disturbs_nothing(cloud):
+    cloud.plan("hang")
+    watching = cloud.start(*TRAIN)
+    cloud.wait_for_training()
+    cloud.set("offline", 5)
+    deadline = time.monotonic() + 30
+    while json.loads((cloud.folder / "offline").read_text() or "1"):
+        assert time.monotonic() < deadline, "nothing more was asked"
+        time.sleep(0.02)
+    (cloud.folder / "release").touch()
+    _, errors = watching.communicate(timeout=60)
+    assert watching.returncode == 0, errors
+    assert len(cloud.trained()) == 1
+    assert cloud.calls().count("queued-resources create") == 1
 
 
 def test_stop_lets_training_save(cloud):
