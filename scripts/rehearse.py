@@ -26,6 +26,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from rehearsal.command import Command, progress
 from rehearsal.costs import Stage, extrapolated_table, measured_table
@@ -49,7 +50,6 @@ ENCODING = ("encoding",)
 TRAINING = ("training",)
 CALIBRATING = ("standardising", "calibrating")
 REPORTING = ("images for the report",)
-EVALUATING = (*COUNTS, *REPORTING)
 SAID = ("encoder ", "model ", "step ", "memory", "compile", "devices ")
 
 MEASURED_NOTE = """\
@@ -81,12 +81,12 @@ class Rehearsal:
         shutil.rmtree(self._run, ignore_errors=True)
         self._run.mkdir(parents=True)
         drawn = self._draw()
-        prepared = self._remembered("prepare", self._prepare)
+        prepared = self._remembered("prepare", self._data, self._prepare)
         trained = self._train()
         return [*drawn, *prepared, *trained, *self._evaluate(), *self._checkpoint()]
 
     def _draw(self) -> list[Stage]:
-        """Draws what is missing. None if the last call drew it and was stopped then."""
+        """Draws what is missing; without figures if the last call ended just after it."""
         options = self._options
         command = self._watch(
             "draw",
@@ -102,7 +102,7 @@ class Rehearsal:
             there = len(list(self._images.glob("*/t*/*/*.png")))
             return [stage.leaves(size_of(self._images), there, self._full.images)]
 
-        return self._remembered("draw", measure)
+        return self._remembered("draw", self._images, measure)
 
     def _prepare(self) -> list[Stage]:
         command = self._watch(
@@ -113,10 +113,12 @@ class Rehearsal:
         stage = command.through("prepare", PREPARING, self._full.images, to_the_end=True)
         return [stage.leaves(size_of(self._data), stage.count, stage.full)]
 
-    def _remembered(self, name: str, measure: Callable[[], list[Stage]]) -> list[Stage]:
+    def _remembered(
+        self, name: str, result: Path, measure: Callable[[], list[Stage]]
+    ) -> list[Stage]:
         """What was measured when a result was made that is kept."""
         path = self.folder / f"{name}.json"
-        if not path.exists():
+        if not (path.exists() and result.exists()):
             stages = measure()
             if not stages:
                 return []
@@ -149,7 +151,7 @@ class Rehearsal:
             steps.leaves(logs, lines, full.log_lines),
             command.through("train: calibrate", CALIBRATING, full.calibrated_rows, **rows),
             command.through(
-                *("train: evaluate", EVALUATING, full.evaluated_rows),
+                *("train: evaluate", self._evaluating, full.evaluated_rows),
                 **rows,
                 to_the_end=True,
             ),
@@ -184,14 +186,19 @@ class Rehearsal:
         """The settings that the run had."""
         return parse_config(json.loads((self._workdir / "config.json").read_text()))
 
+    @property
+    def _evaluating(self) -> tuple[str, ...]:
+        """Titles of the bars of evaluation: the categories, and the report's images."""
+        return (*(self.config.data.categories or COUNTS), *REPORTING)
+
     def _evaluate(self) -> list[Stage]:
         """As a command of its own, which does the end of training once more."""
         command = self._watch_jax(
             "evaluate", "harmoniad_jax.evaluate", "--workdir", self._workdir
         )
-        start = command.until("evaluate: start", EVALUATING)
+        start = command.until("evaluate: start", self._evaluating)
         images = command.through(
-            *("evaluate: images, report", EVALUATING, self._full.evaluated_rows),
+            *("evaluate: images, report", self._evaluating, self._full.evaluated_rows),
             unit="row",
             batch=self.config.evaluation.batch_size,
             to_the_end=True,
@@ -275,7 +282,7 @@ def report(rehearsal: Rehearsal, stages: Sequence[Stage]) -> str:
 
 def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """The options, and settings for the run."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         description=__doc__.partition("\n")[0],
         epilog="Settings of the run may be added as --config.NAME=VALUE.",
         allow_abbrev=False,
@@ -302,6 +309,13 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
                 "--config.NAME=VALUE."
             )
     return options, settings
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a mistake in one line, as the commands of the package do."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see --help.")
 
 
 def _count(text: str) -> int:

@@ -125,7 +125,8 @@ def write(picture: Picture, side: int, folder: Path) -> None:
     for name, pixels in (files | {picture.image: image}).items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name}-{os.getpid()}")
+        # No image to the builder; what a killed process left of it is written over.
+        unfinished = path.with_name(f".{path.name}.unfinished")
         try:
             Image.fromarray(pixels).save(unfinished, "PNG", compress_level=1)
             unfinished.replace(path)
