@@ -28,12 +28,11 @@ def measure(workdir: Path, scratch: Path) -> dict[str, float]:
     """
     with Checkpoints(workdir, read_only=True) as checkpoints:
         identity = checkpoints.read_identity()
-        calibration = checkpoints.read_calibration()
         # No image is needed to know the shapes of the state.
         run = prepare_run(identity.config, Dataset([], []))
-        abstract = jax.eval_shape(run.initial_state)
+        abstract = run.abstract_state()
         start = time.perf_counter()
-        state, iterator_state = checkpoints.restore(abstract, run.mesh)
+        state, iterator_state, calibration, _ = checkpoints.restore(abstract)
         jax.block_until_ready(state)
         restored = time.perf_counter()
     with Checkpoints(scratch) as checkpoints:
