@@ -14,13 +14,12 @@ from ml_collections import config_flags
 from harmoniad_jax import signals
 from harmoniad_jax.config import (
     Config,
-    field_types,
     parse_config,
     raise_problems,
-    type_name,
     unknown_field,
 )
 from harmoniad_jax.errors import INTERRUPTED_STATUS, USER_ERROR_STATUS, UserError
+from harmoniad_jax.fields import field_types, type_name
 
 OVERRIDE = re.compile(r"--?(?P<negated>no)?config\.(?P<path>[^=]+)(?:=(?P<value>.*))?$")
 
@@ -100,7 +99,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
 
 def _check_overrides(argv: Sequence[str]) -> None:
     """Refuses overrides of settings that do not exist, with a suggestion."""
-    known = dict(field_types())
+    known = dict(field_types(Config))
     groups = {path.rpartition(".")[0] for path in known}
     for argument in argv[1:]:
         match = OVERRIDE.match(argument)
@@ -119,7 +118,7 @@ def _quote_names(argv: Sequence[str]) -> list[str]:
 
     It would take the category 01 for a number, and stumble over 1x.
     """
-    lists = {path for path, kind in field_types() if kind == tuple[str, ...]}
+    lists = {path for path, kind in field_types(Config) if kind == tuple[str, ...]}
     quoted = []
     for argument in argv:
         match = OVERRIDE.match(argument)
@@ -159,7 +158,7 @@ def _explain(error: flags.Error) -> str:
     if "parsing config file" in text:
         # ml_collections puts a whole traceback into its message; the cause comes last.
         return f"{text.partition(': Error whilst')[0]}: {text.rpartition('Error: ')[2]}"
-    types = dict(field_types())
+    types = dict(field_types(Config))
     if match and match[1] in types:
         value = match[2].rstrip(":")
         return f"config.{match[1]} is {value!r}; expected {type_name(types[match[1]])}."

@@ -11,12 +11,13 @@ import difflib
 import hashlib
 import json
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 
 from harmoniad_jax.errors import UserError
+from harmoniad_jax.fields import convert, field_types, flatten, type_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -357,19 +358,9 @@ def raise_problems(problems: list[str]) -> None:
         raise UserError(text if text.endswith((".", "?")) else text + ".")
 
 
-def field_types(kind: type = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted path and type of every single setting."""
-    hints = typing.get_type_hints(kind)
-    for field in dataclasses.fields(kind):
-        if dataclasses.is_dataclass(hints[field.name]):
-            yield from field_types(hints[field.name], f"{prefix}{field.name}.")
-        else:
-            yield prefix + field.name, hints[field.name]
-
-
 def unknown_field(path: str) -> str:
     """What to say of a setting that does not exist."""
-    known = [name for name, _ in field_types()]
+    known = [name for name, _ in field_types(Config)]
     leaf = path.rpartition(".")[2]
     same_leaf = [name for name in known if name.rpartition(".")[2] == leaf]
     close = same_leaf or difflib.get_close_matches(path, known, n=1)
@@ -387,17 +378,6 @@ def differences(stored: Config, given: Config) -> list[str]:
     ]
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted path -> value."""
-    flat = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
 def _parse(kind: type, values: Mapping[str, Any], prefix: str, problems: list[str]):
     hints = typing.get_type_hints(kind)
     problems += [unknown_field(prefix + name) for name in values if name not in hints]
@@ -412,41 +392,9 @@ def _parse(kind: type, values: Mapping[str, Any], prefix: str, problems: list[st
                 problems.append(f"config.{prefix}{name} is not a group of settings")
         else:
             try:
-                parsed[name] = _convert(values[name], hint)
+                parsed[name] = convert(values[name], hint)
             except (TypeError, ValueError):
                 problems.append(
                     f"config.{prefix}{name} is {values[name]!r}; expected {type_name(hint)}"
                 )
     return kind(**parsed) if len(parsed) == len(hints) else None
-
-
-def type_name(hint: Any) -> str:
-    """A type as the reader of an error message knows it."""
-    names = {
-        int: "a whole number",
-        float: "a number",
-        bool: "True or False",
-        str: "text",
-        tuple[str, ...]: "names separated by commas",
-        tuple[int, ...]: "whole numbers separated by commas",
-    }
-    return names[hint]
-
-
-def _convert(value: Any, hint: Any) -> Any:
-    """The value as the type that the field declares; no silent rounding or truth."""
-    if typing.get_origin(hint) is tuple:
-        (item_type, _) = typing.get_args(hint)
-        items: list[Any] = []
-        for item in [value] if isinstance(value, str | int) else value:
-            items += item.split(",") if isinstance(item, str) else [item]
-        items = [item.strip() if isinstance(item, str) else item for item in items]
-        items = [item for item in items if item != ""]
-        if item_type is int:
-            items = [int(item) if isinstance(item, str) else item for item in items]
-        return tuple(_convert(item, item_type) for item in items)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not hint:
-        raise TypeError(value)
-    return value

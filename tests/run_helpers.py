@@ -10,7 +10,8 @@ import jax
 import numpy as np
 
 from configs import demo
-from harmoniad_jax.config import Config, flatten, parse_config
+from harmoniad_jax.config import Config, parse_config
+from harmoniad_jax.fields import flatten
 from harmoniad_jax.training.checkpoints import Checkpoints
 from harmoniad_jax.training.setup import prepare_run
 

@@ -13,12 +13,11 @@ from harmoniad_jax.config import (
     Config,
     default_config,
     differences,
-    field_types,
     parse_config,
-    type_name,
     unknown_field,
 )
 from harmoniad_jax.errors import UserError
+from harmoniad_jax.fields import field_types, type_name
 from harmoniad_jax.model.backbone import EncoderDescription, describe_untrained_clip
 from harmoniad_jax.model.harmoniad import HarmoniAD
 from harmoniad_jax.training.checks import config_problems
@@ -26,7 +25,7 @@ from harmoniad_jax.training.setup import resolve_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 CONFIG_NAMES = sorted(path.stem for path in CONFIGS.glob("[!_]*.py"))
-FIELDS = dict(field_types())
+FIELDS = dict(field_types(Config))
 
 
 def changed(config, **changes):
@@ -268,6 +267,14 @@ FREE = (
     "cache.enabled",
     "cache.folder",
     "cache.max_gigabytes",
+    "cache.on_device",
+    "sharding.data",
+    "sharding.model",
+    "sharding.encoder",
+    "train.remat",
+    "train.keep_every_steps",
+    "train.max_skipped_steps",
+    "train.steps_per_call",
     "evaluation.streaming",
     "evaluation.report",
     "data.check_images",

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harmoniad_jax.config import flatten
 from harmoniad_jax.errors import UserError
+from harmoniad_jax.fields import flatten
 from harmoniad_jax.metrics import METRIC_NAMES
 from harmoniad_jax.report.tables import HEADINGS, markdown_table, percent
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import jax
 
-from harmoniad_jax.config import Config, flatten
+from harmoniad_jax.config import Config
 from harmoniad_jax.data.preprocess import MASK_RULES
+from harmoniad_jax.fields import flatten
 from harmoniad_jax.model.attention import ATTENTIONS
 from harmoniad_jax.model.backbone import EncoderDescription
 from harmoniad_jax.model.frequency import GATES
@@ -147,8 +148,7 @@ def setting_problems(config: Config, num_devices: int | None) -> list[str]:
         check(values[name] > 0, name, "it must be greater than 0")
     for name in BELOW_ONE:
         check(0 <= values[name] < 1, name, "it must be a share between 0 and 1")
-    sizes = ("train.micro_batches", "sharding.data", "sharding.model")
-    if num_devices is not None and not any(name in problems for name in sizes):
+    if num_devices is not None:
         _check_devices(config, num_devices, check)
     check(
         0 < values["model.cutoff"] < 1, "model.cutoff", "it must be a share between 0 and 1"
@@ -192,16 +192,21 @@ def setting_problems(config: Config, num_devices: int | None) -> list[str]:
 def _check_devices(
     config: Config, num_devices: int, check: Callable[[bool, str, str], None]
 ) -> None:
-    """Whether mesh and batch fit the devices, where the mesh itself makes sense."""
-    data, model = mesh_shape(config.sharding, num_devices)
-    used, parts = data * model, config.train.micro_batches
-    # A process whose devices are in no mesh would wait for nothing.
-    fits = used <= num_devices if jax.process_count() == 1 else used == num_devices
-    check(
-        fits and (config.sharding.data > 0 or used == num_devices),
-        "sharding.data" if config.sharding.data else "sharding.model",
-        f"a mesh of {data} x {model} devices does not fit the {num_devices} that are there",
-    )
+    """Whether mesh and batch fit the devices."""
+    sharding, parts = config.sharding, max(config.train.micro_batches, 1)
+    used = num_devices
+    if sharding.data >= 0 and sharding.model >= 1:
+        data, model = mesh_shape(sharding, num_devices)
+        used = data * model
+        # All of them, unless fewer were asked for. Several processes must use all: one
+        # whose devices are in no mesh would wait for nothing.
+        fewer = sharding.data > 0 and jax.process_count() == 1
+        check(
+            used == num_devices or (fewer and used < num_devices),
+            "sharding.data" if sharding.data else "sharding.model",
+            f"a mesh of {data} x {model} devices does not fit the {num_devices} that are "
+            "there",
+        )
     check(
         config.train.batch_size % (used * parts) == 0,
         "train.batch_size",
