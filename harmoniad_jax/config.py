@@ -169,10 +169,10 @@ class TrainConfig:
     batch_size: int = 16
     # Work through a batch in so many parts, one after the other, if it does not fit into
     # memory. The loss is that of the whole batch: a part's activations are computed
-    # again for its gradient, which costs a third more time.
+    # again for its gradient, which costs one more forward pass.
     micro_batches: int = 1
     # Compute the activations of every block again for its gradient instead of keeping
-    # them: less memory, a third more time.
+    # them: less memory, one more forward pass.
     remat: bool = False
     # Seed of the weights, the order of the images and the dropout.
     seed: int = 0

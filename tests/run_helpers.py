@@ -1,10 +1,14 @@
 """What tests of whole runs share: changed settings, final states, commands."""
 
+import contextlib
 import dataclasses
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,6 +17,7 @@ from configs import demo
 from harmoniad_jax.config import Config, parse_config
 from harmoniad_jax.fields import flatten
 from harmoniad_jax.training.checkpoints import Checkpoints
+from harmoniad_jax.training.integrity import SEAL, digest
 from harmoniad_jax.training.setup import prepare_run
 
 ROOT = Path(__file__).parents[1]
@@ -38,6 +43,19 @@ def final_state(config: Config, workdir: Path):
     run = prepare_run(config)
     with Checkpoints(workdir, read_only=True) as checkpoints:
         return jax.device_get(checkpoints.restore(run.abstract_state()).state)
+
+
+@contextlib.contextmanager
+def rewritten(checkpoint: Path, name: str) -> Iterator[dict[str, Any]]:
+    """Changes a JSON item of a checkpoint as if it had been saved like that."""
+    path, seal_path = (checkpoint / item / "metadata" for item in (name, SEAL))
+    item = json.loads(path.read_text())
+    yield item
+    path.write_text(json.dumps(item))
+    seal = json.loads(seal_path.read_text())
+    seal["items"][name] = digest(item)
+    del seal["sha256"]
+    seal_path.write_text(json.dumps({**seal, "sha256": digest(seal)}))
 
 
 def assert_bitwise_equal(first, second):

@@ -6,43 +6,42 @@ that is in it: one that was damaged later is found when it is read, and passed o
 """
 
 import contextlib
-import fcntl
 import logging
-import re
-import shutil
 import textwrap
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import orbax.checkpoint as ocp
-from absl import logging as absl_logging
 
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.training.calibration import Calibration
+from harmoniad_jax.training.checkpoint_folders import StepFolders
 from harmoniad_jax.training.identity import Identity, check_identity
 from harmoniad_jax.training.integrity import (
+    SEAL,
     Damaged,
-    check_arrays,
     check_items,
     layout,
+    layout_difference,
     seal,
+    verified,
 )
-from harmoniad_jax.training.processes import all_agree, from_main, on_main
+from harmoniad_jax.training.processes import all_agree
+from harmoniad_jax.training.quiet import quiet_failures
 from harmoniad_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
 
-FOLDER = "checkpoints"
-# What a checkpoint consists of: arrays, and JSON of which the last item seals the rest.
+# What a checkpoint consists of: arrays, and JSON, of which the last item seals the rest.
 STATE = "state"
 ITERATOR, IDENTITY, CALIBRATION = "iterator", "identity", "calibration"
-PROGRESS, INTEGRITY = "progress", "integrity"
-JSON_ITEMS = (ITERATOR, IDENTITY, CALIBRATION, PROGRESS, INTEGRITY)
-# Suffixes of a step's folder: found damaged, and about to be replaced by a later save.
-DAMAGED, REPLACED = ".damaged", ".replaced"
-STEP_FOLDER = re.compile(rf"(0|[1-9][0-9]*)({re.escape(REPLACED)})?")
+PROGRESS = "progress"  # step, and whether it is the last one of the run
+JSON_ITEMS = (ITERATOR, IDENTITY, CALIBRATION, PROGRESS, SEAL)
+# How long processes wait for one another to have written their shares.
+PATIENCE_SECONDS = 300
 # These say that reading failed, not that what was read is damaged.
 NO_DAMAGE = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
 
@@ -77,11 +76,6 @@ class _Found(NamedTuple):
         return Calibration.from_json(stored) if stored else None
 
 
-def has_checkpoints(workdir: Path) -> bool:
-    """Whether `workdir` holds a checkpoint that was completed, damaged or not."""
-    return bool(from_main(len(_folders(workdir / FOLDER))))
-
-
 class Checkpoints:
     """The checkpoints of one run directory; a context manager.
 
@@ -94,12 +88,7 @@ class Checkpoints:
     """
 
     def __init__(
-        self,
-        workdir: Path,
-        *,
-        keep: int = 1,
-        keep_every: int = 0,
-        read_only: bool = False,
+        self, workdir: Path, *, keep: int = 1, keep_every: int = 0, read_only: bool = False
     ):
         """Opens `workdir/checkpoints`.
 
@@ -114,8 +103,9 @@ class Checkpoints:
           UserError: the folder is not there, cannot be made or is locked.
         """
         self._workdir = workdir
-        self.directory = (workdir / FOLDER).absolute()
-        self._lock: IO | None = None
+        self._stack = contextlib.ExitStack()
+        self._folders = StepFolders(workdir)
+        self.directory = self._folders.directory
         self._manager: ocp.CheckpointManager | None = None
         self._saving: int | None = None
         self._found: _Found | None = None
@@ -126,49 +116,33 @@ class Checkpoints:
                     f"{workdir} holds no checkpoints; give the --workdir of a training run."
                 )
             return
-        on_main(self._open)
+        self._folders.open()
         policies = ocp.checkpoint_managers
         kept = [policies.LatestN(keep)]
         if keep_every:
             kept.append(policies.EveryNSteps(keep_every))
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=policies.AnyPreservationPolicy(kept)
-            ),
+        self._options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(kept),
+            # Reads nothing that may be damaged.
+            lightweight_initialize=True,
+            async_options=ocp.AsyncOptions(timeout_secs=PATIENCE_SECONDS),
         )
+        self._list_steps()
 
-    def _open(self) -> None:
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.directory / ".lock").open("w")
-        except OSError as error:
-            raise UserError(
-                f"--workdir={self._workdir} cannot be made ({error})."
-            ) from None
-        try:
-            # Keeps a second process out; the system lets go when this one ends.
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.close()
-            raise UserError(
-                f"another process is training in {self._workdir}; wait for it, or stop it "
-                "first."
-            ) from None
-        self._tidy()
+    def _list_steps(self) -> None:
+        """Tells orbax which checkpoints there are, again after some were renamed."""
+        if self._manager is not None:
+            self._manager.close()
+        self._manager = ocp.CheckpointManager(self.directory, options=self._options)
 
     def __enter__(self) -> "Checkpoints":
-        absl_logging.get_absl_logger().addFilter(_is_not_of_orbax)
+        self._stack.enter_context(quiet_failures())
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_) -> None:
-        with contextlib.ExitStack() as stack:
-            stack.callback(absl_logging.get_absl_logger().removeFilter, _is_not_of_orbax)
-            if self._manager is None:
-                return
-            if self._lock is not None:
-                stack.enter_context(self._lock)
-            stack.callback(self._close)
+        with self._stack:
+            if self._manager is not None:
+                self._stack.callback(self._close)
             if kind is None:
                 self.wait()
 
@@ -186,9 +160,10 @@ class Checkpoints:
                     self._saving,
                     _in_few_words(error),
                 )
-        if self._lock is not None:
-            with contextlib.suppress(OSError):
-                self._tidy()
+        _end_threads()
+        with contextlib.suppress(OSError):
+            self._folders.tidy_alone()
+        self._folders.close()
 
     @property
     def latest_step(self) -> int | None:
@@ -235,9 +210,10 @@ class Checkpoints:
             CALIBRATION: calibration.to_json() if calibration else {},
             PROGRESS: {"step": self._saving, "finished": finished},
         }
-        items[INTEGRITY] = seal(state, items)
-        on_main(self._make_way)
-        self._manager.reload()
+        items[SEAL] = seal(state, items)
+        if not all_agree(self._saving not in self._folders.readable()):
+            self._folders.make_way(self._saving)
+            self._list_steps()
         try:
             self._manager.save(
                 self._saving,
@@ -266,7 +242,7 @@ class Checkpoints:
         if not all_agree(error is None):
             self._give_up(error)
         self._found = self._saving = None
-        on_main(self._tidy)
+        self._folders.tidy()
 
     def read_identity(self) -> Identity:
         """What the newest good checkpoint belongs to.
@@ -300,20 +276,21 @@ class Checkpoints:
             found = self._newest()
             # Going back must not lead to another run.
             check_identity(self.read_identity(), identity, self._workdir)
-            self._check_layout(found, abstract)
+            other = layout_difference(found.items[SEAL], abstract)
+            if other:
+                raise UserError(
+                    f"the checkpoint of step {found.step} in {self.directory} is of "
+                    f"another network: {other}."
+                )
             state = self._attempt(found.step, _read_state, found.folder, abstract)
             if state is not None:
-                state = self._attempt(found.step, _checked, found.items[INTEGRITY], state)
+                state = self._attempt(found.step, verified, found.items[SEAL], state)
         if self._manager is not None and self._damaged:
-            on_main(self._set_aside)
-            self._manager.reload()
+            self._folders.set_aside(self._damaged)
+            self._list_steps()
             self._damaged.clear()
-        return Restored(
-            state,
-            found.items[ITERATOR],
-            found.calibration,
-            found.items[PROGRESS]["finished"],
-        )
+        finished = found.items[PROGRESS]["finished"]
+        return Restored(state, found.items[ITERATOR], found.calibration, finished)
 
     def _newest(self) -> _Found:
         found = self._find()
@@ -327,17 +304,16 @@ class Checkpoints:
         """The newest checkpoint that is not known to be damaged."""
         self.wait()
         while self._found is None:
-            folders = _folders(self.directory)
-            step = from_main(max(folders.keys() - self._damaged.keys(), default=-1))
-            if step < 0 and self._damaged:
+            step = self._folders.newest(besides=self._damaged)
+            if step is None and self._damaged:
                 raise UserError(
                     f"every checkpoint in {self.directory} is damaged: "
                     + "; ".join(f"step {n}: {why}" for n, why in self._damaged.items())
                     + ". Bring one back from a copy, or train anew in another --workdir."
                 )
-            if step < 0:
+            if step is None:
                 return None
-            folder = folders.get(step, self.directory / str(step))
+            folder = self._folders.readable().get(step, self._folders.path(step))
             self._found = self._attempt(step, _read_items, folder, step)
         return self._found
 
@@ -365,43 +341,6 @@ class Checkpoints:
         )
         return None
 
-    def _check_layout(self, found: _Found, abstract: TrainState) -> None:
-        stored, expected = found.items[INTEGRITY]["layout"], layout(abstract)
-        for name in sorted(stored.keys() | expected.keys()):
-            if stored.get(name) != expected.get(name):
-                raise UserError(
-                    f"the checkpoint of step {found.step} in {self.directory} is of another "
-                    f"network: {name} is {stored.get(name, 'missing')}, expected "
-                    f"{expected.get(name, 'none')}. Give the settings that the run began "
-                    "with."
-                )
-
-    def _make_way(self) -> None:
-        """Renames the checkpoint that is about to be replaced."""
-        folder = self.directory / str(self._saving)
-        if folder.exists():
-            folder.rename(folder.with_suffix(REPLACED))
-
-    def _set_aside(self) -> None:
-        """Renames damaged checkpoints, so that their steps can be saved again."""
-        for step in self._damaged:
-            folder = self.directory / str(step)
-            name, copies = folder.with_suffix(DAMAGED), 1
-            while name.exists():
-                copies += 1
-                name = folder.with_suffix(f"{DAMAGED}-{copies}")
-            folder.rename(name)
-
-    def _tidy(self) -> None:
-        """Removes what a save left unfinished, and what was replaced by a finished one."""
-        for path in self.directory.iterdir():
-            if ocp.utils.TMP_DIR_SUFFIX in path.name:
-                shutil.rmtree(path, ignore_errors=True)
-            elif path.suffix == REPLACED and path.with_suffix("").exists():
-                shutil.rmtree(path, ignore_errors=True)
-            elif path.suffix == REPLACED:
-                path.rename(path.with_suffix(""))
-
     def _give_up(self, error: Exception | None) -> NoReturn:
         """Ends a save that failed, in this process or another.
 
@@ -409,28 +348,22 @@ class Checkpoints:
           UserError: saying what failed and what is left.
         """
         step, self._saving = self._saving, None
-        on_main(self._tidy)
+        _end_threads()
+        self._folders.tidy()
+        last = self._folders.newest()
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            # Waiting for another process came to an end; before that something failed
+            # here, or else there.
+            error = error.__context__
         if error is not None and not isinstance(error, OSError | ValueError):
             raise error
-        last = from_main(max(_folders(self.directory), default=-1))
-        left = "no checkpoint" if last < 0 else f"the checkpoint of step {last}"
+        left = "no checkpoint" if last is None else f"the checkpoint of step {last}"
         reason = "another process failed" if error is None else _in_few_words(error)
         raise UserError(
             f"the checkpoint of step {step} cannot be written to {self.directory} "
             f"({reason}); {left} is there to continue from. See to it that there is room, "
             "and give the same command again."
         ) from error
-
-
-def _folders(directory: Path) -> dict[int, Path]:
-    """Step -> folder of every checkpoint that was completed, damaged or not."""
-    found: dict[int, Path] = {}
-    # In this order a checkpoint comes before one that it replaced.
-    for path in sorted(directory.iterdir()) if directory.is_dir() else ():
-        match = STEP_FOLDER.fullmatch(path.name)
-        if match and path.is_dir():
-            found.setdefault(int(match[1]), path)
-    return found
 
 
 def _read_items(folder: Path, step: int) -> _Found:
@@ -442,9 +375,7 @@ def _read_items(folder: Path, step: int) -> _Found:
             raise Damaged(f"{name} is missing") from None
         except ValueError:
             raise Damaged(f"{name} cannot be read") from None
-    check_items(
-        items[INTEGRITY], {name: items[name] for name in items if name != INTEGRITY}
-    )
+    check_items(items)
     if items[PROGRESS]["step"] != step:
         raise Damaged(f"it is that of step {items[PROGRESS]['step']}")
     return _Found(step, folder, items)
@@ -460,9 +391,11 @@ def _read_state(folder: Path, abstract: TrainState) -> TrainState:
     return state
 
 
-def _checked(sealed: Mapping[str, Any], state: TrainState) -> TrainState:
-    check_arrays(sealed, state)
-    return state
+def _end_threads() -> None:
+    """Waits for orbax's threads, some of which may write on after another one failed."""
+    for thread in threading.enumerate():
+        if type(thread).__module__.startswith("orbax."):
+            thread.join(PATIENCE_SECONDS)
 
 
 def _in_few_words(error: Exception) -> str:
@@ -473,8 +406,3 @@ def _in_few_words(error: Exception) -> str:
         return error.strerror
     text = str(error).partition(" [")[0].rpartition(": ")[2]
     return textwrap.shorten(text, 120) or type(error).__name__
-
-
-def _is_not_of_orbax(record: logging.LogRecord) -> bool:
-    """A filter: what orbax logs is raised as well, and reported by the caller."""
-    return "orbax" not in Path(record.pathname).parts

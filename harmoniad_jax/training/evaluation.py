@@ -73,14 +73,14 @@ def evaluate_run(
         if encoder is not None:
             config["encoder"]["name"] = encoder
         run = prepare_run(parse_config(config))
-        finished = checkpoints.finished
+        given = Identity.of(run.config, run.encoder, stored.train_fingerprint)
+        check_identity(stored, given, workdir)
+        state, _, calibration, finished = checkpoints.restore(run.abstract_state())
         # A finished run has seen its training images: they may change or go.
-        fingerprint = (
-            stored.train_fingerprint if finished else run.dataset.train_fingerprint
-        )
-        identity = Identity.of(run.config, run.encoder, fingerprint)
-        check_identity(stored, identity, workdir)
-        state, _, calibration, _ = checkpoints.restore(run.abstract_state())
+        if not finished:
+            fingerprint = run.dataset.train_fingerprint
+            given = dataclasses.replace(given, train_fingerprint=fingerprint)
+            check_identity(stored, given, workdir)
     changed = stored.train_fingerprint != run.dataset.train_fingerprint
     if changed and calibration and not calibration.fits(run.config.evaluation):
         # Which images were held out is known of the whole set alone.

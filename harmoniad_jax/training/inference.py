@@ -98,12 +98,7 @@ class TrainedModel:
         workdir = Path(workdir).expanduser()
         with Checkpoints(workdir, read_only=True) as checkpoints:
             stored = checkpoints.read_identity()
-            if not checkpoints.finished:
-                raise UserError(
-                    f"{workdir} is at step {checkpoints.latest_step} of "
-                    f"{stored.config.train.num_steps}: finish its training first, with "
-                    "the command that began it."
-                )
+            self._check_finished(checkpoints, workdir)
             self._calibration = checkpoints.read_calibration()
             config = self._adapted(with_last_settings(stored.config, workdir), encoder)
             run = prepare_run(config, Dataset(train=[], test=[]))
@@ -115,9 +110,19 @@ class TrainedModel:
                     "with."
                 )
             state = checkpoints.restore(run.abstract_state()).state
+            # It may have turned out that the last checkpoint is damaged.
+            self._check_finished(checkpoints, workdir)
         self.config = run.config
         self._batch_size = run.evaluation_batch_size
         self._predictor = Predictor(run, state, run.place_encoder())
+
+    def _check_finished(self, checkpoints: Checkpoints, workdir: Path) -> None:
+        if not checkpoints.finished:
+            num_steps = checkpoints.read_identity().config.train.num_steps
+            raise UserError(
+                f"{workdir} is at step {checkpoints.latest_step} of {num_steps}: finish "
+                "its training first, with the command that began it."
+            )
 
     def _adapted(self, config: Any, encoder: str | None) -> Any:
         """The run's settings on this machine: its cores, and where its encoder is."""

@@ -18,6 +18,10 @@ import numpy as np
 WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
+# The JSON item that the others, and arrays, are compared with.
+SEAL = "integrity"
+
+
 class Damaged(Exception):
     """A checkpoint is not what was saved; the message says in few words why."""
 
@@ -77,29 +81,42 @@ def seal(state: Any, items: Mapping[str, Any]) -> dict[str, Any]:
     return {**contents, "sha256": digest(contents)}
 
 
-def check_items(sealed: Mapping[str, Any], items: Mapping[str, Any]) -> None:
-    """Compares what was read from JSON, the seal itself included.
+def check_items(items: Mapping[str, Any]) -> None:
+    """Compares JSON items that were read with the seal, which is one of them.
 
     Raises:
       Damaged: something differs from what was saved.
     """
+    sealed = items[SEAL]
+    if not isinstance(sealed, dict):
+        raise Damaged(f"{SEAL} differs from what was saved")
     contents = {name: value for name, value in sealed.items() if name != "sha256"}
     if sealed.get("sha256") != digest(contents):
-        raise Damaged("its checksums differ from what was saved")
-    for name, item in items.items():
-        if digest(item) != sealed["items"][name]:
+        raise Damaged(f"{SEAL} differs from what was saved")
+    for name, expected in sealed["items"].items():
+        if digest(items[name]) != expected:
             raise Damaged(f"{name} differs from what was saved")
 
 
-def check_arrays(sealed: Mapping[str, Any], state: Any) -> None:
-    """Compares arrays that were read; every process has to call it.
+def layout_difference(sealed: Mapping[str, Any], expected: Any) -> str | None:
+    """How arrays that were saved differ in name, dtype or shape from what is expected."""
+    stored, wanted = sealed["layout"], layout(expected)
+    for name in sorted(stored.keys() | wanted.keys()):
+        if stored.get(name) != wanted.get(name):
+            return f"{name} is {stored.get(name)}, expected {wanted.get(name)}"
+    return None
+
+
+def verified(sealed: Mapping[str, Any], state: Any) -> Any:
+    """Arrays that were read, if they are what was saved; every process has to call it.
 
     Raises:
-      Damaged: naming the first array that differs from what was saved.
+      Damaged: naming the first array that differs.
     """
     for name, found in fingerprints(state).items():
         if found != sealed["fingerprints"][name]:
             raise Damaged(f"{name} differs from what was saved")
+    return state
 
 
 @jax.jit

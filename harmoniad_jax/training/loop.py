@@ -15,7 +15,8 @@ from harmoniad_jax.data.sources import check_images
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.report.html import ReportWriter
 from harmoniad_jax.signals import Interrupted, deferred
-from harmoniad_jax.training.checkpoints import Checkpoints, has_checkpoints
+from harmoniad_jax.training.checkpoint_folders import has_checkpoints
+from harmoniad_jax.training.checkpoints import Checkpoints
 from harmoniad_jax.training.compilation import gigaflops
 from harmoniad_jax.training.evaluation import CONFIG_FILE, REPORT_FOLDER, evaluate
 from harmoniad_jax.training.identity import Identity, check_identity

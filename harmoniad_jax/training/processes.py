@@ -117,29 +117,6 @@ def all_agree(fine: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.array(fine)).all())
 
 
-def from_main(value: int) -> int:
-    """The main process's value, on all of them."""
-    if jax.process_count() == 1:
-        return value
-    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
-
-
-def on_main(action: Callable[[], None]) -> None:
-    """Lets the main process change shared files while the others wait until it is done.
-
-    Raises:
-      UserError: on all of them, if it could not.
-    """
-
-    def act() -> None:
-        try:
-            action()
-        except OSError as error:
-            raise UserError(f"{error.filename}: {error.strerror}.") from None
-
-    together(lambda: act() if is_main() else None)
-
-
 def together(function: Callable[[], Result]) -> Result:
     """Calls a function on every process; a `UserError` of one is raised by all.
 

@@ -103,7 +103,8 @@ class MetricsWriter:
         self._file.write(json.dumps({"step": step, **line}) + "\n")
         self._file.flush()
         for name, value in values.items():
-            self._tensorboard.add_scalar(f"train/{name}", value, step)
+            if math.isfinite(value):
+                self._tensorboard.add_scalar(f"train/{name}", value, step)
         self._progress.set_postfix_str(f"loss {values['loss']:.4f}", refresh=False)
         if self._progress.disable:
             logger.info(

@@ -753,7 +753,7 @@ def interrupt_after(step, monkeypatch):
     def save_and_stop(self, state, *arguments):
         save(self, state, *arguments)
         if int(state.step) == step:
-            self._manager.wait_until_finished()
+            self.wait()
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Checkpoints, "save", save_and_stop)

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
-from run_helpers import changed
+from run_helpers import changed, rewritten
 
 import harmoniad_jax
 from harmoniad_jax.config import parse_config
@@ -588,8 +588,8 @@ def uncalibrated(trained_run, tmp_path_factory):
     """The run as if it had held nothing out: the last test here trains such a one."""
     workdir = tmp_path_factory.mktemp("uncalibrated") / "run"
     shutil.copytree(trained_run.workdir, workdir)
-    (path,) = (workdir / "checkpoints/6/calibration").glob("metadata")
-    path.write_text("{}")
+    with rewritten(workdir / "checkpoints/6", "calibration") as calibration:
+        calibration.clear()
     return workdir
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from run_helpers import assert_bitwise_equal, changed, final_state
+from run_helpers import assert_bitwise_equal, changed, final_state, rewritten
 
 from harmoniad_jax.config import Config
 from harmoniad_jax.errors import UserError
@@ -123,7 +123,7 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(finished, tmp_path, monke
     def save_and_stop(self, state, *arguments):
         saved(self, state, *arguments)
         if int(state.step) == 4:
-            self._manager.wait_until_finished()
+            self.wait()
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Checkpoints, "save", save_and_stop)
@@ -213,10 +213,10 @@ def test_two_processes_cannot_train_in_one_folder(finished):
 def test_a_checkpoint_of_another_version_says_so(finished, tmp_path):
     config, workdir, _ = finished
     shutil.copytree(workdir, tmp_path / "copy")
-    for path in (tmp_path / "copy" / "checkpoints").rglob("metadata"):
-        if path.parent.name == "identity":
-            text = path.read_text()
-            path.write_text(text.replace('"decimate"', '"decimation"'))
+    for path in (tmp_path / "copy" / "checkpoints").glob("[0-9]*"):
+        with rewritten(path, "identity") as identity:
+            model = identity["config"]["model"]
+            model["decimation"] = model.pop("decimate")
     with pytest.raises(UserError, match="another version"):
         train_and_evaluate(config, tmp_path / "copy")
 

@@ -17,12 +17,10 @@ from harmoniad_jax.errors import UserError
 from harmoniad_jax.training.processes import (
     Agreement,
     all_agree,
-    from_main,
     in_cluster,
     join_processes,
     main_first,
     map_shared,
-    on_main,
     together,
 )
 from harmoniad_jax.training.sharding import make_mesh
@@ -165,7 +163,6 @@ def test_one_process_agrees_with_itself():
         raise UserError("no")
 
     assert all_agree(True) and not all_agree(False)
-    assert from_main(7) == 7
     assert together(lambda: 3) == main_first(lambda: 3) == 3
     assert map_shared(lambda items: [bytes([i]) for i in items], [1, 2], 1) == [
         b"\1",
@@ -173,6 +170,6 @@ def test_one_process_agrees_with_itself():
     ]
     agreement = Agreement(make_mesh())
     assert [agreement(False), agreement(True)] == [False, True]
-    for call in (together, main_first, on_main):
+    for call in (together, main_first):
         with pytest.raises(UserError, match="no"):
             call(fail)

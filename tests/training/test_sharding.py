@@ -1,5 +1,6 @@
 """Any mesh gives the same numbers, and splits what it promises to split."""
 
+import functools
 import re
 
 import jax
@@ -22,13 +23,22 @@ STEPS = 3
 MESHES = [(2, 1), (4, 1), (8, 1), (2, 4)]
 
 
+@pytest.fixture(scope="module")
+def smallest(tiny_config):
+    """One block in each branch: what takes time here is compiling."""
+    config = changed(tiny_config, "model", high_depth=1, low_depth=1)
+    return changed(config, "encoder", groups=1)
+
+
 def run_on(config, data: int, model: int, **settings):
     """A prepared run on a mesh of data x model devices."""
     config = changed(config, "sharding", data=data, model=model, **settings)
     return prepare_run(config, for_training=True)
 
 
-def compiled_update(run):
+@functools.cache
+def compiled_update(config, data: int, model: int):
+    run = run_on(config, data, model)
     abstract = run.abstract_state()
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     update = jax.jit(
@@ -43,7 +53,7 @@ def compiled_update(run):
 def trained_on(config, data: int, model: int):
     """Metrics of some steps, the parameters after them, and predictions."""
     run = run_on(config, data, model)
-    update, state = compiled_update(run), run.new_state()
+    update, state = compiled_update(config, data, model), run.new_state()
     shapes = run.encoder.feature_shapes(config.train.batch_size)
     draw = np.random.default_rng(0)
     collected = []
@@ -62,14 +72,14 @@ def trained_on(config, data: int, model: int):
 
 
 @pytest.fixture(scope="module")
-def on_one_device(tiny_config):
-    return trained_on(tiny_config, 1, 1)
+def on_one_device(smallest):
+    return trained_on(smallest, 1, 1)
 
 
 @pytest.mark.parametrize(("data", "model"), MESHES)
-def test_every_mesh_gives_the_same(tiny_config, on_one_device, data, model):
+def test_every_mesh_gives_the_same(smallest, on_one_device, data, model):
     """Losses, parameters after some steps, maps and scores, to float32's rounding."""
-    found = trained_on(tiny_config, data, model)
+    found = trained_on(smallest, data, model)
     for name, ours, theirs in zip(
         ("metrics", "parameters", "prediction"), found, on_one_device, strict=True
     ):
@@ -82,13 +92,13 @@ def test_every_mesh_gives_the_same(tiny_config, on_one_device, data, model):
         )
 
 
-def test_weights_and_optimizer_are_split_over_the_model_axis(tiny_config):
-    state = run_on(tiny_config, 2, 4).abstract_state()
+def test_weights_and_optimizer_are_split_over_the_model_axis(smallest):
+    state = run_on(smallest, 2, 4).abstract_state()
     for leaf in jax.tree.leaves(state):
         mine = np.prod(leaf.sharding.shard_shape(leaf.shape))
         assert mine == leaf.size / (4 if leaf.size >= SMALLEST_SPLIT else 1)
     split = [leaf for leaf in jax.tree.leaves(state.params) if leaf.size >= SMALLEST_SPLIT]
-    assert len(split) > 10
+    assert len(split) > 5
     moments, params = state.opt_state[1].mu, state.params
     assert jax.tree.map(lambda a: a.sharding, moments) == jax.tree.map(
         lambda a: a.sharding, params
@@ -105,12 +115,11 @@ def test_the_encoder_is_split_if_asked_for(tiny_config):
     assert held[True] < 0.6 * held[False]
 
 
-def test_no_device_sees_the_features_of_another(tiny_config):
+def test_no_device_sees_the_features_of_another(smallest):
     """Neither the FFT nor anything else gathers the batch: it would not scale."""
-    run = run_on(tiny_config, 8, 1)
-    text = compiled_update(run).as_text()
+    text = compiled_update(smallest, 8, 1).as_text()
     gathered = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather", text)
-    features = run.encoder.feature_shapes(8).patches
+    features = run_on(smallest, 8, 1).encoder.feature_shapes(8).patches
     for shape in gathered:
         # The distances of all positions are, for the quantile of the hard mining.
         assert np.prod([int(n) for n in shape.split(",") if n]) <= features.size // 16

@@ -1,5 +1,9 @@
-"""Steps in parts, with recomputation, from device memory; and steps that are skipped."""
+"""Steps in parts, with recomputation, from device memory; and steps that are skipped.
 
+Compiling is what takes time here, so the network is as small as one can be.
+"""
+
+import functools
 import json
 import re
 
@@ -9,12 +13,13 @@ import numpy as np
 import pytest
 from run_helpers import assert_bitwise_equal, changed, final_state
 
-from harmoniad_jax.data.preprocess import load_image
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.model.backbone import Encoder, Features
-from harmoniad_jax.training.loop import train_and_evaluate
+from harmoniad_jax.training.loop import _check_finite, train_and_evaluate
+from harmoniad_jax.training.progress import Fetched
 from harmoniad_jax.training.setup import prepare_run
 from harmoniad_jax.training.step import in_parts
+from harmoniad_jax.training.stepping import several_steps
 
 
 def losses_of(workdir):
@@ -23,42 +28,54 @@ def losses_of(workdir):
 
 
 @pytest.fixture(scope="module")
-def noiseless(tiny_config):
-    """Without dropout, whose noise is drawn for each part by itself."""
-    return changed(tiny_config, "model", dropout=0.0)
+def smallest(tiny_config):
+    """One block in each branch, one device; no dropout, whose noise each part draws."""
+    config = changed(tiny_config, "model", high_depth=1, low_depth=1, dropout=0.0)
+    config = changed(config, "encoder", groups=1)
+    return changed(config, "sharding", data=1)
 
 
-@pytest.fixture(scope="module")
-def features(noiseless):
-    shapes = prepare_run(noiseless).encoder.feature_shapes(8)
-    draw = np.random.default_rng(0)
+@functools.cache
+def prepared(config):
+    return prepare_run(config, for_training=True)
+
+
+@functools.cache
+def compiled_update(config):
+    run = prepared(config)
+    shapes = run.encoder.feature_shapes(config.train.batch_size)
+    return jax.jit(run.steps.update).lower(run.abstract_state(), shapes).compile()
+
+
+@functools.cache
+def new_state(config):
+    return prepared(config).new_state()
+
+
+def drawn_features(config, batch, seed=0):
+    draw = np.random.default_rng(seed)
+    shapes = prepared(config).encoder.feature_shapes(batch)
     return Features(*[draw.normal(size=s.shape).astype(np.float32) for s in shapes])
 
 
-def updated(config, features):
-    """The state and the metrics after one step on one device."""
-    config = changed(config, "sharding", data=1)
-    run = prepare_run(config, for_training=True)
-    return jax.device_get(jax.jit(run.steps.update)(run.initial_state(), features))
-
-
-@pytest.fixture(scope="module")
-def plain_step(noiseless, features):
-    return updated(noiseless, features)
-
-
-@pytest.mark.parametrize("settings", [{"micro_batches": 4}, {"remat": True}])
-def test_less_memory_gives_the_same_step(noiseless, features, plain_step, settings):
-    """The hard mining's threshold is that of the whole batch in both."""
-    state, metrics = updated(changed(noiseless, "train", **settings), features)
-    for name, value in plain_step[1].items():
-        np.testing.assert_allclose(metrics[name], value, rtol=1e-4, err_msg=name)
-    moments, expected = state.opt_state[1].mu, plain_step[0].opt_state[1].mu
+def assert_close(first, second):
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-8),
-        moments,
-        expected,
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-7), first, second
     )
+
+
+@pytest.mark.parametrize("settings", [{"micro_batches": 8}, {"remat": True}])
+def test_less_memory_gives_the_same_step(smallest, settings):
+    """The hard mining's threshold is that of the whole batch in both."""
+    config = changed(smallest, "train", **settings)
+    features, state = drawn_features(smallest, 8), new_state(smallest)
+    plain, lean = compiled_update(smallest), compiled_update(config)
+    (expected, metrics), (found, others) = plain(state, features), lean(state, features)
+    assert_close(others, metrics)
+    assert_close(found.opt_state[1].mu, expected.opt_state[1].mu)
+    if "micro_batches" in settings:
+        needed = [c.memory_analysis().temp_size_in_bytes for c in (lean, plain)]
+        assert needed[0] < 0.7 * needed[1]
 
 
 def test_parts_are_joined_in_order():
@@ -69,11 +86,8 @@ def test_parts_are_joined_in_order():
         seen.append(part["b"].shape)
         return jax.tree.map(lambda leaf: 2 * leaf, part)
 
-    jax.tree.map(
-        np.testing.assert_array_equal,
-        in_parts(3, double, batch),
-        jax.tree.map(lambda leaf: 2 * leaf, batch),
-    )
+    expected = jax.tree.map(lambda leaf: 2 * leaf, batch)
+    assert_bitwise_equal(in_parts(3, double, batch), expected)
     assert seen == [(4,)]
 
 
@@ -83,56 +97,48 @@ def test_parts_get_their_own_element():
     assert sorted(result.tolist()) == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
-def test_parts_need_less_memory(noiseless, features):
-    def working_memory(**settings):
-        config = changed(changed(noiseless, "train", **settings), "sharding", data=1)
-        run = prepare_run(config, for_training=True)
-        state = jax.eval_shape(run.initial_state)
-        compiled = jax.jit(run.steps.update).lower(state, features).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
+# Features in device memory.
 
-    assert working_memory(micro_batches=8) < 0.7 * working_memory()
+IMAGES, MOST = 12, 4
 
 
 @pytest.fixture(scope="module")
-def read_from_disk(tiny_config, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("from_disk")
-    config = changed(tiny_config, "cache", folder=str(workdir / "features"))
-    config = changed(config, "train", num_steps=9, steps_per_call=4)
-    return config, workdir, train_and_evaluate(config, workdir)
+def rows():
+    return np.random.default_rng(1).integers(0, IMAGES, (MOST, 8)).astype(np.int32)
 
 
-def on_device(config):
-    return changed(config, "cache", on_device="always")
+@pytest.fixture(scope="module")
+def several(smallest, rows):
+    """Takes steps on a table of features: (state, first row, number) -> as an update."""
+    table = drawn_features(smallest, IMAGES)
+    function = jax.jit(several_steps(prepared(smallest), MOST))
+
+    def take(state, first, count):
+        chosen = np.zeros_like(rows)
+        chosen[:count] = rows[first : first + count]
+        return function(state, table, chosen, np.int32(count))
+
+    return take
 
 
-def test_features_in_device_memory_give_the_same_run(read_from_disk, tmp_path):
-    config, workdir, results = read_from_disk
-    found = train_and_evaluate(on_device(config), tmp_path)
-    np.testing.assert_allclose(losses_of(tmp_path), losses_of(workdir), rtol=1e-4)
-    for name, value in results["mean"].items():
-        assert found["mean"][name] == pytest.approx(value, abs=0.02), name
+def test_steps_from_device_memory_are_the_same_steps(smallest, rows, several):
+    table, update = drawn_features(smallest, IMAGES), compiled_update(smallest)
+    state = new_state(smallest)
+    for step in range(MOST):
+        state, metrics = update(state, jax.tree.map(lambda a, s=step: a[rows[s]], table))
+    found, others = several(new_state(smallest), 0, MOST)
+    assert_close(others, metrics)
+    assert_close(found.params, state.params)
+    assert found.step == MOST
 
 
-def test_calls_of_several_steps_may_begin_anywhere(read_from_disk, tmp_path, monkeypatch):
-    """Interrupted in the middle of where calls of an undisturbed run would be."""
-    config = changed(on_device(read_from_disk[0]), "train", log_every_steps=4)
-    config = changed(config, "train", checkpoint_every_steps=100)
-    train_and_evaluate(config, tmp_path / "undisturbed")
-    with monkeypatch.context() as patch:
-        patch.setattr("harmoniad_jax.training.loop.Agreement", StopAfter)
-        with pytest.raises(KeyboardInterrupt):
-            train_and_evaluate(
-                changed(config, "train", steps_per_call=3), tmp_path / "interrupted"
-            )
-    train_and_evaluate(config, tmp_path / "interrupted")
-    assert_bitwise_equal(
-        final_state(config, tmp_path / "interrupted"),
-        final_state(config, tmp_path / "undisturbed"),
-    )
-    assert (
-        losses_of(tmp_path / "interrupted")[-2:] == losses_of(tmp_path / "undisturbed")[1:]
-    )
+def test_steps_may_be_called_in_any_numbers(smallest, several):
+    """To the last bit: an interrupted run makes other calls than an undisturbed one."""
+    whole, metrics = several(new_state(smallest), 0, 4)
+    state = new_state(smallest)
+    for first, count in ((0, 1), (1, 2), (3, 1)):
+        state, others = several(state, first, count)
+    assert_bitwise_equal((state, others), (whole, metrics))
 
 
 class StopAfter:
@@ -146,25 +152,32 @@ class StopAfter:
         return self._questions == 3
 
 
-def break_features(monkeypatch, broken):
-    """Lets the encoder give NaN for whole images of which `broken(images)` says so."""
-    encode = Encoder.encode
+def test_an_interrupted_run_from_device_memory_ends_as_an_undisturbed_one(
+    tiny_config, tmp_path, monkeypatch
+):
+    config = changed(tiny_config, "cache", on_device="always", folder=str(tmp_path / "f"))
+    config = changed(config, "train", log_every_steps=4, checkpoint_every_steps=100)
+    results = train_and_evaluate(config, tmp_path / "undisturbed")
+    with monkeypatch.context() as patch:
+        patch.setattr("harmoniad_jax.training.loop.Agreement", StopAfter)
+        with pytest.raises(KeyboardInterrupt):
+            train_and_evaluate(config, tmp_path / "interrupted")
+    assert final_state(config, tmp_path / "interrupted").step == 6
+    # Stopped after its last step: what is left is to calibrate.
+    assert train_and_evaluate(config, tmp_path / "interrupted") == results
+    assert losses_of(tmp_path / "interrupted") == losses_of(tmp_path / "undisturbed")
+    assert_bitwise_equal(
+        final_state(config, tmp_path / "interrupted"),
+        final_state(config, tmp_path / "undisturbed"),
+    )
 
-    def broken_encode(self, params, images):
-        features = encode(self, params, images)
-        bad = broken(images)
-        return features._replace(
-            patches=jnp.where(bad[:, None, None, None, None], jnp.nan, features.patches)
-        )
 
-    monkeypatch.setattr(Encoder, "encode", broken_encode)
+# Steps that are not finite.
 
 
-def test_a_step_that_is_not_finite_changes_nothing(tiny_config, features):
-    config = changed(tiny_config, "sharding", data=1)
-    run = prepare_run(config, for_training=True)
-    update = jax.jit(run.steps.update)
-    state, _ = update(run.initial_state(), features)
+def test_a_step_that_is_not_finite_changes_nothing(smallest):
+    update, features = compiled_update(smallest), drawn_features(smallest, 8)
+    state, _ = update(new_state(smallest), features)
     broken = features._replace(class_token=features.class_token * np.inf)
     after, metrics = update(state, broken)
     assert not np.isfinite(metrics["loss"])
@@ -175,46 +188,55 @@ def test_a_step_that_is_not_finite_changes_nothing(tiny_config, features):
     assert (again.step, again.skipped, again.skipped_in_a_row) == (3, 1, 0)
 
 
-def test_a_run_goes_on_after_a_step_that_is_not_finite(tiny_config, tmp_path, monkeypatch):
-    """One image is bad: the steps that hold it are skipped, and counted."""
-    config = changed(tiny_config, "cache", enabled=False)
-    first = prepare_run(config).dataset.train[0]
-    bad = jnp.asarray(load_image(first.image, config.data.image_side))
-    break_features(monkeypatch, lambda images: (images == bad).all(axis=(1, 2, 3)))
-    train_and_evaluate(config, tmp_path)
-    losses = losses_of(tmp_path)
-    skipped = losses.count(None)  # 24 images in steps of 8: twice in six steps
-    assert skipped == 2
-    state = final_state(config, tmp_path)
-    assert (state.step, state.skipped) == (6, 2)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
-
-
-def test_a_run_that_stays_not_finite_stops_and_says_where(
-    tiny_config, tmp_path, monkeypatch
+def test_a_run_stops_at_the_first_number_that_is_not_finite_if_asked_to(
+    smallest, tmp_path, monkeypatch
 ):
-    config = changed(tiny_config, "cache", enabled=False)
-    train_and_evaluate(changed(config, "train", num_steps=4), tmp_path / "short")
-    config = changed(config, "train", max_skipped_steps=3, num_steps=20)
-    break_features(monkeypatch, lambda images: jnp.ones(len(images), bool))
-    with pytest.raises(UserError) as error:
-        train_and_evaluate(config, tmp_path / "run")
-    text = str(error.value)
-    assert "3 steps in a row, 1 to 3" in text
-    assert "last good checkpoint is that of step 2" in text
-    named = re.findall(r"\S+/train/good/\d+\.png", text)
-    assert len(named) == config.train.batch_size
-    assert "check_numerics" in text
+    """And says which array it is in, at which step, and of which images."""
+    encode = Encoder.encode
 
+    def broken(self, params, images):
+        features = encode(self, params, images)
+        return features._replace(patches=features.patches.at[0, 0, 1, 1, 5].set(jnp.nan))
 
-def test_the_check_of_numerics_names_what_broke(tiny_config, tmp_path, monkeypatch):
-    config = changed(tiny_config, "cache", enabled=False)
+    monkeypatch.setattr(Encoder, "encode", broken)
+    config = changed(smallest, "cache", enabled=False)
     config = changed(config, "train", check_numerics=True)
-    break_features(monkeypatch, lambda images: jnp.ones(len(images), bool))
     with pytest.raises(UserError) as error:
         train_and_evaluate(config, tmp_path)
-    assert "1 steps in a row, 1 to 1" in str(error.value)
-    assert "Not finite are features.patches, gradient" in str(error.value)
+    text = str(error.value)
+    assert "1 steps in a row, 1 to 1;" in text
+    assert "Not finite are features.patches, gradient" in text
+    assert len(re.findall(r"\S+/train/good/\d+\.png", text)) == config.train.batch_size
+    assert losses_of(tmp_path) == [None]  # a number that JSON does not have
+
+
+class FakeRun:
+    """As much of a run, its stepper and its checkpoints as `_check_finite` asks for."""
+
+    latest_step = 40
+
+    def __init__(self, config):
+        self.config = config
+
+    def images_of(self, step):
+        return [f"image {step}"]
+
+
+@pytest.mark.parametrize(("in_a_row", "stops"), [(0, False), (2, False), (3, True)])
+def test_a_run_stops_after_so_many_skipped_steps(tiny_config, in_a_row, stops):
+    run = FakeRun(changed(tiny_config, "train", max_skipped_steps=3))
+    values = {"loss": np.nan, "gradient_norm": np.nan, "skipped_in_a_row": in_a_row}
+    check = functools.partial(_check_finite, run, run, run, Fetched(50, values))
+    if not stops:
+        check()
+        return
+    with pytest.raises(UserError) as error:
+        check()
+    text = str(error.value)
+    assert "3 steps in a row, 48 to 50;" in text
+    assert "last good checkpoint is that of step 40" in text
+    assert "images of step 50 are image 50" in text
+    assert "check_numerics" in text
 
 
 def test_the_check_of_numerics_is_in_float32(tiny_config):
