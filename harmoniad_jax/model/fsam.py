@@ -30,11 +30,27 @@ def edge_kernel_init(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32):
     return jnp.asarray(np.stack(kernels, axis=-1), dtype)
 
 
+def shifted(features: jax.Array, size: int) -> list[list[jax.Array]]:
+    """The maps [B, h, w, D] as each tap of a size x size kernel sees them, zeros outside.
+
+    Returns:
+      The rows of taps, each a list of [B, h, w, D]; views that XLA fuses into their use.
+    """
+    height, width = features.shape[1:3]
+    margin = size // 2
+    padded = jnp.pad(features, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
+    return [
+        [padded[:, row : row + height, column : column + width] for column in range(size)]
+        for row in range(size)
+    ]
+
+
+@jax.custom_vjp
 def depthwise(features: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolves every channel with its own kernel; zeros beyond the border.
 
     Written as a sum of shifted products: XLA fuses it on every device, and on CPU its
-    grouped convolution is many times slower.
+    grouped convolution is many times slower. Only its gradient in reverse is defined.
 
     Args:
       features: [B, h, w, D] float32.
@@ -43,15 +59,42 @@ def depthwise(features: jax.Array, kernel: jax.Array) -> jax.Array:
     Returns:
       [B, h, w, D] float32.
     """
-    height, width = features.shape[1:3]
     size = kernel.shape[0]
-    margin = size // 2
-    padded = jnp.pad(features, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
+    rows = shifted(features, size)
     return sum(
-        padded[:, row : row + height, column : column + width] * kernel[row, column]
+        rows[row][column] * kernel[row, column]
         for row in range(size)
         for column in range(size)
     )
+
+
+def _depthwise_forward(features, kernel):
+    return depthwise(features, kernel), (features, kernel)
+
+
+def _depthwise_backward(saved, gradient):
+    """The gradients for features and kernel.
+
+    One variadic reduction for each row of the kernel, over one image at a time. As a
+    reduction for each tap, which is what the sum above is differentiated to, XLA's CPU
+    backend reads all maps from memory k x k times and may store every shifted copy.
+    """
+    features, kernel = saved
+    size = kernel.shape[0]
+    kernel_rows = []
+    for taps in shifted(features, size):
+        products = tuple(tap * gradient for tap in taps)
+        zeros = (jnp.zeros((), gradient.dtype),) * size
+        sums = jax.lax.reduce(products, zeros, _add_each, dimensions=(1, 2))
+        kernel_rows.append(jnp.stack(sums).sum(axis=1))
+    return depthwise(gradient, kernel[::-1, ::-1]), jnp.stack(kernel_rows)
+
+
+def _add_each(first, second):
+    return tuple(map(jnp.add, first, second))
+
+
+depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 class MultiScaleEdges(nn.Module):

@@ -69,6 +69,17 @@ def test_depthwise_equals_both_oracles(size, grid):
             np.testing.assert_allclose(got[image, ..., channel], correlated, atol=1e-5)
 
 
+@pytest.mark.parametrize("grid", [(5, 7), (1, 2)])
+@pytest.mark.parametrize("size", [3, 5])
+def test_depthwise_has_the_gradients_of_a_grouped_convolution(size, grid):
+    features, kernel = normal(2, *grid, 3), normal(size, size, 3, seed=1)
+    direction = normal(2, *grid, 3, seed=2)
+    _, ours = jax.vjp(depthwise, features, kernel)
+    _, theirs = jax.vjp(grouped_convolution, features, kernel)
+    for got, expected in zip(ours(direction), theirs(direction), strict=True):
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
 def test_multi_scale_is_the_sum_of_its_three_filters():
     features = normal(2, 7, 6, 4)
     module = MultiScaleEdges()
