@@ -47,21 +47,29 @@ def compile_ahead(what: str, function: Any, *arguments: Any) -> jax.stages.Compi
     start = time.monotonic()
     compiled = function.lower(*arguments).compile()
     seconds = time.monotonic() - start
-    memory = compiled.memory_analysis()
-    logger.info("compiled %s in %.1f s%s", what, seconds, _describe(memory))
+    logger.info("compiled %s in %.1f s%s", what, seconds, _describe(compiled))
     return compiled
 
 
-def _describe(memory: Any) -> str:
+def memory_bytes(compiled: jax.stages.Compiled) -> int | None:
+    """Bytes of one device that a call needs, by XLA's count; None where it is not known."""
+    memory = compiled.memory_analysis()
     if memory is None:  # some backends do not count
-        return ""
+        return None
     # Donated arguments are overwritten by outputs, and counted once.
-    total = (
+    return (
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes
         - memory.alias_size_in_bytes
         + memory.temp_size_in_bytes
     )
+
+
+def _describe(compiled: jax.stages.Compiled) -> str:
+    total = memory_bytes(compiled)
+    if total is None:
+        return ""
+    memory = compiled.memory_analysis()
     return (
         f"; on each device {gigabytes(total)}: arguments "
         f"{gigabytes(memory.argument_size_in_bytes)}, working memory "
@@ -69,7 +77,20 @@ def _describe(memory: Any) -> str:
     )
 
 
-def gigaflops(function: Any, *arguments: Any) -> str:
-    """Floating-point operations of a call over all devices, by XLA's count, in words."""
+def flops(function: Any, *arguments: Any) -> float | None:
+    """Floating-point operations of a call over all devices; None where it is not known.
+
+    By XLA's count before compilation: nothing is split over devices or left out yet.
+
+    Args:
+      function: a pure function.
+      arguments: its arguments, or their shapes.
+    """
     cost = jax.jit(function).lower(*arguments).cost_analysis() or {}
-    return f"{cost['flops'] / 1e9:,.1f} GFLOP" if "flops" in cost else "unknown FLOP"
+    return cost.get("flops")
+
+
+def gigaflops(function: Any, *arguments: Any) -> str:
+    """The same in words."""
+    count = flops(function, *arguments)
+    return "unknown FLOP" if count is None else f"{count / 1e9:,.1f} GFLOP"

@@ -40,6 +40,8 @@ class Stepper:
       advance: takes a state and a number of steps, at most `steps_per_call`; takes their
         batches and returns the state after them and the metrics of the last one. The
         state that was given is used up.
+      program: the compiled function that `advance` calls; its first argument, the state,
+        is used up.
       steps_per_call: steps that can be dispatched at once.
       order: the endless order of the run's images.
       batch_size: B.
@@ -47,6 +49,7 @@ class Stepper:
 
     batches: grain.DatasetIterator
     advance: Callable[[TrainState, int], tuple[TrainState, Metrics]]
+    program: jax.stages.Compiled
     steps_per_call: int
     order: grain.MapDataset
     batch_size: int
@@ -104,7 +107,7 @@ def make_stepper(run: Run, encoder_params: Any) -> Stepper:
                 taken[step] = next(batches)
             return call(state, data.table, *place(everywhere, (taken, np.int32(steps))))
 
-        return Stepper(batches, advance, most, data.order, settings.batch_size)
+        return Stepper(batches, advance, call, most, data.order, settings.batch_size)
 
     if data.is_encoded:
         shapes = run.encoder.feature_shapes(settings.batch_size)
@@ -131,7 +134,7 @@ def make_stepper(run: Run, encoder_params: Any) -> Stepper:
             assert steps == 1
             return call(state, encoder_params, shard_batch(mesh, next(batches)))
 
-    return Stepper(batches, advance, 1, data.order, settings.batch_size)
+    return Stepper(batches, advance, call, 1, data.order, settings.batch_size)
 
 
 def several_steps(run: Run, most: int) -> Callable:
