@@ -349,6 +349,24 @@ def test_an_empty_folder_may_be_there_and_parents_need_not(predict, photos, tmp_
     assert files_of(tmp_path / "empty") == files_of(tmp_path / "new/deep/out")
 
 
+def test_whoever_interrupts_is_told_what_is_left(
+    predict, model, photos, tmp_path, monkeypatch, capsys
+):
+    stream = model.stream
+
+    def interrupted(queries, **options):
+        yield next(stream(queries, **options))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(model, "stream", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        predict(photos, tmp_path / "out")
+    partial = tmp_path / "out/predictions.partial.csv"
+    assert len(partial.read_text().splitlines()) == 2
+    said = capsys.readouterr().err
+    assert f"not finished: what was judged so far is in {partial}; add --overwrite" in said
+
+
 def test_an_output_that_is_a_file_is_refused(predict, photos, tmp_path):
     (tmp_path / "out").write_text("mine")
     for overwrite in (False, True):

@@ -17,6 +17,8 @@ from harmoniad_jax.report.figures import colour_bar
 from harmoniad_jax.report.pictures import ColourScale, overlay, resize
 
 CSV_FILE = "predictions.csv"
+# Its name until all rows are in it.
+PARTIAL_FILE = "predictions.partial.csv"
 COLUMNS = (
     "path",
     "score",
@@ -55,7 +57,12 @@ class Prediction(Protocol):
 
 
 class PredictionWriter:
-    """Writes predictions into a folder, one after the other; a context manager."""
+    """Writes predictions into a folder, one after the other; a context manager.
+
+    The table has its name only if it was left without an error: `predictions.csv` is whole
+    and of the maps beside it, or not there. Until then, and after an interruption, the
+    rows are in `predictions.partial.csv`.
+    """
 
     def __init__(
         self,
@@ -84,25 +91,30 @@ class PredictionWriter:
         self._maps, self._map_size, self._overlays = maps, map_size, overlays
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            taken = any(folder.iterdir())
+            taken = {path.name for path in folder.iterdir()}
         except OSError as error:
             raise UserError(f"--output={folder} cannot be made ({error}).") from None
         if taken and not overwrite:
+            whose = " of a call that did not finish" if PARTIAL_FILE in taken else ""
             raise UserError(
-                f"--output={folder} holds files; name an empty folder, or add --overwrite."
+                f"--output={folder} holds files{whose}; name an empty folder, or add "
+                "--overwrite."
             )
 
     def __enter__(self) -> "PredictionWriter":
+        (self.folder / CSV_FILE).unlink(missing_ok=True)
         # A file name may hold bytes that are no text: they are spelt out.
-        self._file: IO[str] = (self.folder / CSV_FILE).open(
+        self._file: IO[str] = (self.folder / PARTIAL_FILE).open(
             "w", newline="", encoding="utf-8", errors="backslashreplace"
         )
         self._rows = csv.DictWriter(self._file, COLUMNS)
         self._rows.writeheader()
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, error_type: type[BaseException] | None, *_) -> None:
         self._file.close()
+        if error_type is None:
+            (self.folder / PARTIAL_FILE).replace(self.folder / CSV_FILE)
 
     def write(
         self, name: PurePosixPath, prediction: Prediction, image: np.ndarray | None = None

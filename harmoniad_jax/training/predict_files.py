@@ -1,8 +1,10 @@
 """From files on disk to predictions on disk."""
 
+import contextlib
 import glob
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -12,7 +14,12 @@ from tqdm import tqdm
 from harmoniad_jax.data.preprocess import read_image
 from harmoniad_jax.data.sources import is_image
 from harmoniad_jax.errors import UserError
-from harmoniad_jax.report.predictions import CSV_FILE, OVERLAY_SIDE, PredictionWriter
+from harmoniad_jax.report.predictions import (
+    CSV_FILE,
+    OVERLAY_SIDE,
+    PARTIAL_FILE,
+    PredictionWriter,
+)
 from harmoniad_jax.training.inference import Query, TrainedModel
 
 # A path of more bytes is none, on any system.
@@ -71,6 +78,7 @@ def predict_files(
     counts = {True: 0, False: 0, None: 0}
     unreadable = 0
     with (
+        _saying_what_is_left(output),
         writer,
         tqdm(desc="predicting", total=len(files), unit="image", disable=None) as progress,
     ):
@@ -92,6 +100,20 @@ def predict_files(
     parts += [f"{unreadable} unreadable"] if unreadable else []
     print(f"{len(files)} images: {', '.join(parts)}; see {output / CSV_FILE}")
     return unreadable
+
+
+@contextlib.contextmanager
+def _saying_what_is_left(output: Path) -> Iterator[None]:
+    """Tells a user who interrupts where the rows are, and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(
+            f"not finished: what was judged so far is in {output / PARTIAL_FILE}; add "
+            "--overwrite to judge all images anew",
+            file=sys.stderr,
+        )
+        raise
 
 
 def find_files(source: str) -> tuple[list[Path], Path]:

@@ -14,6 +14,8 @@ from PIL import Image
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.report.predictions import (
     COLUMNS,
+    CSV_FILE,
+    PARTIAL_FILE,
     PredictionWriter,
     draw_overlay,
 )
@@ -47,8 +49,8 @@ def picture(height=20, width=30, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
-def read_rows(folder):
-    with (folder / "predictions.csv").open(newline="", encoding="utf-8") as file:
+def read_rows(folder, name=CSV_FILE):
+    with (folder / name).open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -105,12 +107,31 @@ def test_an_error_is_a_row_of_one_line(tmp_path):
 
 
 def test_rows_are_on_disk_as_soon_as_they_are_written(tmp_path):
-    """Whoever is killed, or looks in meanwhile, has what is done."""
-    with PredictionWriter(tmp_path / "out", maps="none") as writer:
-        assert read_rows(tmp_path / "out") == []
+    """Whoever is killed, or looks in meanwhile, has what is done, and sees that it is not
+    all: the table gets its name at the end."""
+    out = tmp_path / "out"
+    with PredictionWriter(out, maps="none") as writer:
+        assert read_rows(out, PARTIAL_FILE) == []
         for done in range(1, 4):
             writer.write(PurePosixPath(f"{done}.png"), drawn())
-            assert len(read_rows(tmp_path / "out")) == done
+            assert len(read_rows(out, PARTIAL_FILE)) == done
+        assert not (out / CSV_FILE).exists()
+    assert len(read_rows(out)) == 3
+    assert not (out / PARTIAL_FILE).exists()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_a_table_that_was_not_finished_is_not_taken_for_one(tmp_path, error):
+    written(tmp_path, drawn(), "old.png")
+    with pytest.raises(error), PredictionWriter(tmp_path, overwrite=True) as writer:
+        writer.write(PurePosixPath("new.png"), drawn())
+        raise error
+    assert not (tmp_path / CSV_FILE).exists()  # nor the old one beside newer maps
+    assert [row["path"] for row in read_rows(tmp_path, PARTIAL_FILE)] == ["new.png"]
+    with pytest.raises(UserError, match="of a call that did not finish; .*--overwrite"):
+        PredictionWriter(tmp_path)
+    assert written(tmp_path, drawn(), "all.png", overwrite=True)["path"] == "all.png"
+    assert not (tmp_path / PARTIAL_FILE).exists()
 
 
 NAMES = st.text(
