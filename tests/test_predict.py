@@ -1,6 +1,7 @@
 """`python -m harmoniad_jax.predict`: what it reads, what it writes, and hostile images."""
 
 import csv
+import dataclasses
 import functools
 import io
 import json
@@ -192,6 +193,10 @@ def test_the_category_is_a_folder_of_the_path(name, category):
     assert guess_category(PurePosixPath(name), categories) == category
 
 
+def test_of_a_single_category_every_image_is():
+    assert guess_category(PurePosixPath("today/a.png"), ("tablet",)) == "tablet"
+
+
 # What is written.
 
 
@@ -311,12 +316,34 @@ def test_a_model_without_thresholds_leaves_scores_and_says_so(
 ):
     monkeypatch.setattr(model, "_calibration", None)
     assert predict(photos, tmp_path / "out", maps="npy") == 0
-    assert "3 without threshold" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "3 without threshold" in said
+    assert "no verdict without --threshold=SCORE" in said
     for row in rows_of(tmp_path / "out"):
         assert np.isfinite(float(row["score"]))
         assert row["threshold"] == row["normalised_score"] == row["verdict"] == ""
         assert row["boxes"] == "[]"
         assert (tmp_path / f"out/maps/{row['path']}.npy").is_file()
+
+
+def test_a_category_of_one_photo_is_judged_by_the_threshold_of_all(
+    predict, model, photos, tmp_path, monkeypatch, capsys
+):
+    """Its only image was trained on, so that none could be held out."""
+    known = model._calibration
+    rest = {name: known.of(name) for name in ("fabric", "washer")}
+    alone = dataclasses.replace(known, per_category=rest, others=("tablet",))
+    monkeypatch.setattr(model, "_calibration", alone)
+    predict(photos, tmp_path / "out")
+    said = capsys.readouterr().out
+    assert "Of tablet there was a single training image" in said
+    row = rows_of(tmp_path / "out")[2]
+    rate = model.config.calibration.false_positive_rate
+    assert row["category"] == "tablet"
+    assert row["verdict"] in ("good", "defective")
+    assert float(row["threshold"]) == pytest.approx(alone.overall.threshold(rate), rel=1e-5)
+    predict(photos, tmp_path / "washer", category="washer")
+    assert "single training image" not in capsys.readouterr().out
 
 
 # Where it is written.

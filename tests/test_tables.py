@@ -11,6 +11,7 @@ from harmoniad_jax.metrics import (
     mean_metrics,
     mean_metrics_per_dataset,
 )
+from harmoniad_jax.report.notes import notes_on
 from harmoniad_jax.report.tables import HEADINGS, decisions_table, results_table
 
 
@@ -168,6 +169,16 @@ DECISIONS = {
         "a long name": decision(0.5, 0.4, 0.3),
     },
 }
+
+
+def test_a_category_without_held_out_images_is_said_to_share_its_threshold():
+    own = {**DECISIONS["per_category"], "cap": decision(1.0, 0.9, 0.0, held_out=0)}
+    results = {"decisions": {**DECISIONS, "per_category": own}}
+    notes = list(notes_on(results))
+    (note,) = [note for note in notes if "single training image" in note]
+    assert note.startswith("Of cap there was") and "the shared threshold is taken" in note
+    (few,) = [note for note in notes if "the highest score of fewer" in note]
+    assert "that of bottle is" in few
 
 
 def test_thresholds_are_a_row_a_category_own_figures_first():

@@ -139,7 +139,11 @@ def join(datasets: Mapping[str, Dataset]) -> Dataset:
 
 
 def check_categories(
-    wanted: Collection[str], there: Collection[str], where: object, advice: str = ""
+    wanted: Collection[str],
+    there: Collection[str],
+    where: object,
+    advice: str = "",
+    setting: str = "data.categories",
 ) -> None:
     """Refuses categories that are not there.
 
@@ -148,6 +152,7 @@ def check_categories(
       there: names that exist.
       where: what holds them, for the message.
       advice: what to do next, for the message.
+      setting: that the names were given by, for the message.
 
     Raises:
       UserError: listing what is there.
@@ -158,6 +163,6 @@ def check_categories(
     close = difflib.get_close_matches(unknown[0], there, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     raise UserError(
-        f"data.categories names {', '.join(map(repr, unknown))}, which {where} does not "
+        f"{setting} names {', '.join(map(repr, unknown))}, which {where} does not "
         f"hold; there are {', '.join(sorted(there))}.{hint}{advice and ' ' + advice}"
     )

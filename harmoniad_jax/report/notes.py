@@ -39,7 +39,17 @@ def _notes_on_thresholds(decisions: Mapping[str, Any]) -> Iterator[str]:
         f"{rate:.1%} of them would be called defective. No test label was used."
     )
     own = decisions["per_category"]
-    few = [name for name, figures in own.items() if not figures["keeps_rate"]]
+    alone = [name for name, figures in own.items() if not figures["held_out"]]
+    if alone:
+        yield (
+            f"Of {', '.join(alone)} there was a single training image, so that none could "
+            "be held out: the shared threshold is taken."
+        )
+    few = [
+        name
+        for name, figures in own.items()
+        if figures["held_out"] and not figures["keeps_rate"]
+    ]
     if few:
         needed = math.ceil(1.0 / rate) - 1
         shared = decisions["shared"][few[0]]["held_out"]

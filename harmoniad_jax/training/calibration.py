@@ -7,7 +7,7 @@ afterwards without the images.
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -93,11 +93,14 @@ class Calibration:
       settings: those of `SCORE_SETTINGS` that it was measured with.
       overall: all held-out images.
       per_category: of each category that has any.
+      others: the categories of training that have none, since a single image of them was
+        there to train on. They are judged as all together.
     """
 
     settings: Mapping[str, float]
     overall: Normality
     per_category: Mapping[str, Normality]
+    others: tuple[str, ...] = ()
 
     @classmethod
     def measure(
@@ -106,6 +109,7 @@ class Calibration:
         categories: Sequence[str],
         maps: np.ndarray,
         scores: np.ndarray,
+        trained: Collection[str] = (),
     ) -> "Calibration":
         """Measures held-out images.
 
@@ -114,6 +118,7 @@ class Calibration:
           categories: of each image.
           maps: [N, S', S'] float32.
           scores: [N] float32.
+          trained: all categories of the run, whether images of them were held out or not.
         """
         names = np.array(categories)
         return cls(
@@ -123,11 +128,17 @@ class Calibration:
                 name: Normality.of(maps[names == name], scores[names == name])
                 for name in sorted(set(categories))
             },
+            tuple(sorted(set(trained) - set(categories))),
         )
 
     def of(self, category: str | None) -> Normality:
-        """The good images of a category, or of all where it is not known."""
+        """The good images of a category, or of all where it is not known or has none."""
         return self.per_category.get(category, self.overall)
+
+    def held_out(self, category: str) -> int:
+        """How many images of a category were measured."""
+        known = self.per_category.get(category)
+        return len(known.scores) if known else 0
 
     def fits(self, settings: EvaluationConfig) -> bool:
         """Whether scores made with these settings can be compared with it."""
@@ -145,6 +156,7 @@ class Calibration:
             values["settings"],
             normality(values["overall"]),
             {name: normality(stored) for name, stored in values["per_category"].items()},
+            tuple(values.get("others", ())),
         )
 
 

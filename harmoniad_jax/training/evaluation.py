@@ -209,30 +209,36 @@ def decide(
       "false_positive_rate" aimed at; "per_category" and "shared", for a threshold of each
       category's own and one for all: name -> "threshold", "held_out" (images it was set
       on), "keeps_rate" (whether they are enough), "precision", "recall" and
-      "false_positive_rate" (None where undefined).
+      "false_positive_rate" (None where undefined). A category of which no image could be
+      held out, "held_out" 0, has the threshold for all as its own.
     """
     rate = run.config.calibration.false_positive_rate
 
-    def figures(category: str, normality: Normality) -> dict[str, float]:
+    def figures(category: str, normality: Normality, held_out: int) -> dict[str, float]:
         threshold = normality.threshold(rate)
         return {
             "threshold": threshold,
-            "held_out": len(normality.scores),
+            "held_out": held_out,
             "keeps_rate": normality.supports(rate),
             **decision_figures(*scored[category], threshold),
         }
 
-    return {
-        "false_positive_rate": rate,
-        "per_category": {name: figures(name, calibration.of(name)) for name in scored},
-        "shared": {name: figures(name, calibration.overall) for name in scored},
+    own = {
+        name: figures(name, calibration.of(name), calibration.held_out(name))
+        for name in scored
     }
+    overall = calibration.overall
+    shared = {name: figures(name, overall, len(overall.scores)) for name in scored}
+    return {"false_positive_rate": rate, "per_category": own, "shared": shared}
 
 
 def report_results(results: dict[str, Any]) -> None:
     """Prints the table of figures, and what a reader of it must know."""
     if not results["per_category"]:
-        print("There are no test images: nothing was evaluated.")
+        print(
+            "There are no test images: nothing was evaluated. The model is ready for new "
+            "images: python -m harmoniad_jax.predict."
+        )
         return
     print(results_table(results))
     if results["decisions"]:

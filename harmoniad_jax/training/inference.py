@@ -141,8 +141,17 @@ class TrainedModel:
 
     @property
     def categories(self) -> tuple[str, ...]:
-        """The product classes that thresholds are known for."""
-        return tuple(self._calibration.per_category) if self._calibration else ()
+        """The product classes of training; empty where no image was held out."""
+        known = self._calibration
+        return tuple(sorted([*known.per_category, *known.others])) if known else ()
+
+    @property
+    def categories_without_threshold(self) -> tuple[str, ...]:
+        """Those of them that the threshold of all together is taken for.
+
+        A single image of each was there to train on, so that none could be held out.
+        """
+        return self._calibration.others if self._calibration else ()
 
     def predict(
         self,
@@ -156,7 +165,8 @@ class TrainedModel:
 
         Args:
           images: arrays [H0, W0, 3] or [H0, W0] uint8, or paths of image files.
-          category: product class of all of them, if known: its own threshold is taken.
+          category: product class of all of them, if known: its own threshold is taken,
+            if it has one.
           false_positive_rate: share of good images that may be called defective, in
             (0, 1); that of the run's settings if None.
           threshold: of the score, instead of one that follows from the rate.
@@ -221,7 +231,9 @@ class TrainedModel:
             raise UserError("the threshold is no number; give a score.")
         if self._calibration is not None:
             wanted = {query.category for query in queries} - {None}
-            check_categories(sorted(wanted), self.categories, "the trained model")
+            check_categories(
+                sorted(wanted), self.categories, "the trained model", setting="category"
+            )
         for query in queries:
             if isinstance(query.image, np.ndarray):
                 _check_array(query.image)

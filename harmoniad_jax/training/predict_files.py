@@ -47,7 +47,7 @@ def predict_files(
       source: an image file, a folder (with all images below it), or a glob.
       output: folder to write to.
       category: product class of all images. If None, that whose name is a folder of an
-        image's path below `source`, if there is one.
+        image's path below `source`, if there is one, or the only one of the run.
       false_positive_rate, threshold: see `TrainedModel.predict`.
       maps, map_size, overlays, overwrite: see `PredictionWriter`.
       encoder: where the encoder is, if not where it was in training.
@@ -72,6 +72,15 @@ def predict_files(
         Query(file, category or guess_category(name, model.categories))
         for file, name in zip(files, names, strict=True)
     ]
+    borrowing = {query.category for query in queries} & set(
+        model.categories_without_threshold
+    )
+    if borrowing:
+        print(
+            f"Of {', '.join(sorted(borrowing))} there was a single training image, so that "
+            "none could be held out: the threshold of all products is taken. More photos "
+            "in training give it one of its own."
+        )
     results = model.stream(
         queries, false_positive_rate=false_positive_rate, threshold=threshold
     )
@@ -92,8 +101,9 @@ def predict_files(
             progress.update()
     if counts[None]:
         print(
-            "The run held no images out (config.calibration.holdout=0), so there is no "
-            "verdict, and no map but with --maps=npy."
+            "The run held no images out (config.calibration.holdout=0, or a single photo "
+            "of each product), so there is no verdict without --threshold=SCORE, and no "
+            "map but with --maps=npy."
         )
     parts = [f"{counts[True]} defective", f"{counts[False]} good"]
     parts += [f"{counts[None]} without threshold"] if counts[None] else []
@@ -143,7 +153,9 @@ def find_files(source: str) -> tuple[list[Path], Path]:
 
 
 def guess_category(name: PurePosixPath, categories: Sequence[str]) -> str | None:
-    """The category that a folder of the path is called, if there is just one."""
+    """The only category, or that which a folder of the path is called, if just one is."""
+    if len(categories) == 1:
+        return categories[0]
     folders = "/".join(["", *name.parts[:-1], ""])
     found = [category for category in categories if f"/{category}/" in folders]
     return found[0] if len(found) == 1 else None

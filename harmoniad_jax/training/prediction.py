@@ -81,6 +81,7 @@ def calibrate(run: Run, state: TrainState, encoder_params: Any) -> Calibration |
         [record.category for record in records],
         prediction.anomaly_maps,
         prediction.image_scores,
+        run.dataset.categories,
     )
 
 

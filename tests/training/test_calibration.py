@@ -314,9 +314,20 @@ def test_a_category_that_is_not_known_is_judged_as_all():
     assert calibration.of("never held out") is calibration.overall
 
 
+def test_a_category_that_nothing_was_held_out_of_is_known_and_judged_as_all():
+    maps, scores, categories = measured()
+    trained = ["single", *categories]
+    calibration = Calibration.measure(EvaluationConfig(), categories, maps, scores, trained)
+    assert calibration.others == ("single",)
+    assert calibration.of("single") is calibration.overall
+    assert calibration.held_out("single") == 0
+    assert calibration.held_out("b") == 4
+
+
 def test_what_was_measured_comes_back_from_json():
     maps, scores, categories = measured()
-    calibration = Calibration.measure(EvaluationConfig(), categories, maps, scores)
+    trained = ["single", *categories]
+    calibration = Calibration.measure(EvaluationConfig(), categories, maps, scores, trained)
     again = Calibration.from_json(json.loads(json.dumps(calibration.to_json())))
     assert again == calibration
     assert again.fits(EvaluationConfig())
