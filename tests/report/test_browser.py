@@ -213,6 +213,18 @@ def test_the_page_never_scrolls_sideways(page, width):
     assert all(left >= -1 and right <= width + 1 for left, right in cells)
 
 
+@pytest.mark.parametrize(("width", "columns"), [(360, 1), (768, 2), (1280, 2), (1440, 4)])
+def test_the_four_plots_of_a_class_leave_no_gap(page, width, columns):
+    show(page, width=width)
+    lefts = run(
+        page,
+        "[...document.querySelector('.plots').querySelectorAll('figure')]"
+        ".map(f => f.getBoundingClientRect().left)",
+    )
+    assert len(lefts) == 4
+    assert len(set(lefts)) == columns
+
+
 def test_the_reader_is_shown_where_the_page_is(page):
     page.execute_script(
         "document.querySelectorAll('section')[3].scrollIntoView({behavior: 'instant'})"
