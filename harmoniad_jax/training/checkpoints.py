@@ -7,8 +7,8 @@ that is in it: one that was damaged later is found when it is read, and passed o
 
 import contextlib
 import logging
+import re
 import textwrap
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -30,7 +30,7 @@ from harmoniad_jax.training.integrity import (
     verified,
 )
 from harmoniad_jax.training.processes import all_agree
-from harmoniad_jax.training.quiet import quiet_failures
+from harmoniad_jax.training.quiet import end_threads, quiet_failures
 from harmoniad_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -147,10 +147,7 @@ class Checkpoints:
                 self.wait()
 
     def _close(self) -> None:
-        """Waits for the last save and lets go, without an exception.
-
-        Either `wait` raised it already, or another one is on its way and must be seen.
-        """
+        """Lets go without an exception: `wait` raised it, or another one must be seen."""
         for finish in (self._manager.wait_until_finished, self._manager.close):
             try:
                 finish()
@@ -160,7 +157,7 @@ class Checkpoints:
                     self._saving,
                     _in_few_words(error),
                 )
-        _end_threads()
+        end_threads(PATIENCE_SECONDS)
         with contextlib.suppress(OSError):
             self._folders.tidy_alone()
         self._folders.close()
@@ -348,7 +345,7 @@ class Checkpoints:
           UserError: saying what failed and what is left.
         """
         step, self._saving = self._saving, None
-        _end_threads()
+        end_threads(PATIENCE_SECONDS)
         self._folders.tidy()
         last = self._folders.newest()
         if isinstance(error, jax.errors.JaxRuntimeError):
@@ -391,18 +388,12 @@ def _read_state(folder: Path, abstract: TrainState) -> TrainState:
     return state
 
 
-def _end_threads() -> None:
-    """Waits for orbax's threads, some of which may write on after another one failed."""
-    for thread in threading.enumerate():
-        if type(thread).__module__.startswith("orbax."):
-            thread.join(PATIENCE_SECONDS)
-
-
 def _in_few_words(error: Exception) -> str:
     """What an error says, without the chain of paths that it came through."""
     if isinstance(error, Damaged):
         return str(error)
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    text = str(error).partition(" [")[0].rpartition(": ")[2]
+    # tensorstore ends its messages with " [name=...]", and begins them at the outside.
+    text = ": ".join(re.split(r" \[[\w\[\]]+=", str(error))[0].split(": ")[-2:])
     return textwrap.shorten(text, 120) or type(error).__name__

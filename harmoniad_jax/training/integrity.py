@@ -49,7 +49,8 @@ def fingerprints(tree: Any) -> dict[str, int]:
       tree: arrays of any shape and of 8, 16 or 32 bits per element, anywhere.
     """
     leaves = _named_leaves(tree)
-    values = jax.device_get(_fingerprints(tuple(leaves.values())))
+    # One by one: many arrays are alike, and their program is compiled once.
+    values = jax.device_get([_fingerprint(leaf) for leaf in leaves.values()])
     return {name: int(value) for name, value in zip(leaves, values, strict=True)}
 
 
@@ -119,9 +120,7 @@ def verified(sealed: Mapping[str, Any], state: Any) -> Any:
     return state
 
 
-@jax.jit
-def _fingerprints(leaves: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-    return tuple(fingerprint(leaf) for leaf in leaves)
+_fingerprint = jax.jit(fingerprint)
 
 
 def _named_leaves(tree: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ What becomes of them would appear on the terminal, a traceback for each.
 import asyncio
 import contextlib
 import logging
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,17 @@ def quiet_failures() -> Iterator[None]:
     finally:
         absl_logging.get_absl_logger().removeFilter(_is_not_of_orbax)
         asyncio.set_event_loop_policy(before)
+
+
+def end_threads(timeout: float) -> None:
+    """Waits for orbax's threads, some of which write on after another one failed.
+
+    Args:
+      timeout: of each, in seconds.
+    """
+    for thread in threading.enumerate():
+        if type(thread).__module__.startswith("orbax."):
+            thread.join(timeout)
 
 
 class _Loop(asyncio.SelectorEventLoop):

@@ -217,13 +217,13 @@ def test_another_network_is_refused_and_no_damage(identity, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def run(trained_run):
-    return prepare_run(trained_run.config)
+def abstract(trained_run):
+    run = prepare_run(trained_run.config)
+    return abstract_like(jax.eval_shape(run.initial_state))
 
 
-def restored_run(run, workdir):
+def restored_run(abstract, workdir):
     """What is restored from a run, all of it on the host, and its identity."""
-    abstract = abstract_like(jax.eval_shape(run.initial_state))
     with Checkpoints(workdir, read_only=True) as checkpoints:
         restored = checkpoints.restore(abstract)
         identity = checkpoints.read_identity()
@@ -234,11 +234,14 @@ def restored_run(run, workdir):
 
 
 @pytest.fixture(scope="module")
-def intact(run, trained_run, tmp_path_factory):
+def intact(abstract, trained_run, tmp_path_factory):
     """Step -> what the run saved there."""
     workdir = tmp_path_factory.mktemp("intact")
     shutil.copytree(trained_run.workdir / "checkpoints/4", workdir / "checkpoints/4")
-    return {4: restored_run(run, workdir), 6: restored_run(run, trained_run.workdir)}
+    return {
+        4: restored_run(abstract, workdir),
+        6: restored_run(abstract, trained_run.workdir),
+    }
 
 
 def truncate(path):
@@ -283,19 +286,19 @@ def test_damage_to_any_file_never_gives_wrong_values(
     [damage, *(pytest.param(b, marks=pytest.mark.slow) for b in BREAK_FILE[:2])],
 )
 def test_damage_to_the_arrays_of_a_run_is_found(
-    run, trained_run, intact, tmp_path, break_file
+    abstract, trained_run, intact, tmp_path, break_file
 ):
     shutil.copytree(trained_run.workdir / "checkpoints", tmp_path / "checkpoints")
     steps = []
     for _ in each_file_broken(tmp_path / "checkpoints/6/state", break_file):
-        restored, identity = restored_run(run, tmp_path)
+        restored, identity = restored_run(abstract, tmp_path)
         steps.append(int(restored.state.step))
         expected, expected_identity = intact[steps[-1]]
         assert_bitwise_equal(restored.state, expected.state)
         assert restored[1:] == expected[1:]
         assert identity == expected_identity
     assert set(steps) == {4, 6}
-    assert restored_run(run, tmp_path)[0].finished
+    assert restored_run(abstract, tmp_path)[0].finished
 
 
 def test_a_flipped_bit_anywhere_in_the_json_is_found(trained_run, tmp_path):
