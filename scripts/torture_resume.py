@@ -8,7 +8,8 @@ moment chosen at random: while it starts, compiles, encodes, trains, saves, cali
 evaluates. At last it may finish. Parameters, optimizer, results and log must be those of
 the first run, bit for bit. With --signal TERM its end must have status 75.
 
-Both runs start with an empty feature cache and an empty cache of compiled programs.
+Each of the two runs has a cache folder of its own, empty at first: for drawn images,
+features and compiled programs.
 """
 
 import argparse
@@ -34,15 +35,19 @@ ROOT = Path(__file__).parents[1]
 COMPARED_FILES = ("results.json", "config.json")
 
 
-def start(workdir: Path, caches: Path, arguments: list[str]) -> subprocess.Popen:
-    """The command as a user gives it, with caches of its own."""
-    command = [sys.executable, "-m", "harmoniad_jax.train", *arguments]
-    command += [f"--workdir={workdir}", f"--config.cache.folder={caches / 'features'}"]
-    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(caches / "compiled")}
-    log = (workdir.with_suffix(".log")).open("a")
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
-    )
+def start(workdir: Path, arguments: list[str]) -> subprocess.Popen:
+    """The command as a user gives it, with a cache folder of its own."""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(workdir.with_suffix(".cache"))}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    with workdir.with_suffix(".log").open("a") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "harmoniad_jax.train", *arguments]
+            + [f"--workdir={workdir}"],
+            cwd=ROOT,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
 
 
 def final_state(workdir: Path):
@@ -63,13 +68,8 @@ def differing(first: Path, second: Path) -> list[str]:
         )
         if not np.array_equal(a, b)
     ]
-
-    def without_the_folder(path: Path) -> str:
-        # The two runs have caches of their own.
-        return path.read_text().replace(str(path.parent), "")
-
     for name in COMPARED_FILES:
-        if without_the_folder(first / name) != without_the_folder(second / name):
+        if (first / name).read_bytes() != (second / name).read_bytes():
             names.append(name)
     if losses(first) != losses(second):
         names.append("metrics.jsonl")
@@ -102,16 +102,15 @@ def torture(
 ) -> None:
     """Makes both runs and compares them; ends the program if they differ."""
     undisturbed, disturbed = folder / "undisturbed", folder / "disturbed"
-    caches = folder / "caches"
     began = time.monotonic()
-    if start(undisturbed, caches / "a", arguments).wait() != 0:
+    if start(undisturbed, arguments).wait() != 0:
         sys.exit(f"the undisturbed run failed, see {undisturbed}.log")
     duration = time.monotonic() - began
     print(f"undisturbed: {duration:.0f} s", flush=True)
 
     draw, killed = random.Random(seed), 0
     while killed < kills:
-        process = start(disturbed, caches / "b", arguments)
+        process = start(disturbed, arguments)
         moment = draw.uniform(0.0, duration)
         try:
             status = process.wait(moment)
@@ -131,7 +130,7 @@ def torture(
             # It got through before it was killed often enough: begin with the next one.
             compare(disturbed, undisturbed)
             disturbed.rename(folder / f"disturbed-{killed}")
-    if start(disturbed, caches / "b", arguments).wait() != 0:
+    if start(disturbed, arguments).wait() != 0:
         sys.exit(f"the last continuation failed, see {disturbed}.log")
     compare(disturbed, undisturbed)
 
