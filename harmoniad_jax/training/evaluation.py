@@ -150,7 +150,8 @@ def evaluate(
         for category in run.dataset.categories:
             records = [r for r in run.dataset.test if r.category == category]
             if not records:
-                logger.info("%s has no test images: not evaluated", category)
+                if run.dataset.test:  # otherwise it is said once, of all
+                    logger.info("%s has no test images: not evaluated", category)
                 continue
             measured[category] = measure(run, predictor, category, records)
             if reports:

@@ -49,13 +49,13 @@ class ImageResult:
       size: (width, height) of the image in pixels.
     """
 
-    anomaly_map: np.ndarray
+    anomaly_map: np.ndarray = dataclasses.field(repr=False)
     score: float
     category: str | None
     threshold: float | None
     pixel_threshold: float | None
     normalised_score: float | None
-    normalised_map: np.ndarray | None
+    normalised_map: np.ndarray | None = dataclasses.field(repr=False)
     boxes: tuple[Box, ...]
     size: tuple[int, int]
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from harmoniad_jax.data.preprocess import read_image
 from harmoniad_jax.data.sources import is_image
 from harmoniad_jax.errors import UserError
+from harmoniad_jax.report.parts import count
 from harmoniad_jax.report.predictions import (
     CSV_FILE,
     OVERLAY_SIDE,
@@ -108,7 +109,8 @@ def predict_files(
     parts = [f"{counts[True]} defective", f"{counts[False]} good"]
     parts += [f"{counts[None]} without threshold"] if counts[None] else []
     parts += [f"{unreadable} unreadable"] if unreadable else []
-    print(f"{len(files)} images: {', '.join(parts)}; see {output / CSV_FILE}")
+    judged = count(len(files), "image", "images")
+    print(f"{judged}: {', '.join(parts)}; see {output / CSV_FILE}")
     return unreadable
 
 

@@ -198,6 +198,13 @@ def test_results_come_while_later_images_are_not_read_yet(model, paths):
 # What a result holds.
 
 
+def test_a_printed_result_is_a_line(results):
+    """Whoever tries it out prints it: the verdict shall not drown in maps."""
+    text = repr(results[0])
+    assert "array" not in text and "\n" not in text
+    assert "score=" in text and "boxes=" in text
+
+
 def test_maps_have_the_models_resolution_and_sizes_the_images(model, results, paths):
     side = model.config.evaluation.map_side
     for path, result in zip(paths, results, strict=True):
