@@ -76,6 +76,21 @@ def split_over_model(mesh: Mesh, tree: Any) -> Any:
     return jax.tree.map(sharding, tree)
 
 
+def gathered(mesh: Mesh | None, weights: Any) -> Any:
+    """Whole weights on every device, for a traced function that computes with them.
+
+    Without this the compiler may leave weights where they are and move activations
+    instead, which are far more.
+
+    Args:
+      mesh: that they may be split over, see `split_over_model`; None: they are not.
+      weights: a pytree of traced arrays.
+    """
+    if mesh is None or mesh.shape[MODEL_AXIS] == 1:
+        return weights
+    return jax.lax.with_sharding_constraint(weights, replicated(mesh))
+
+
 def abstract_on(shardings: Any, tree: Any) -> Any:
     """Shapes and dtypes of a pytree with their shardings, which may be a prefix of it."""
     shardings = jax.tree.broadcast(shardings, tree)

@@ -19,6 +19,7 @@ from harmoniad_jax.model.backbone import Encoder, Features
 from harmoniad_jax.model.harmoniad import HarmoniAD
 from harmoniad_jax.model.scoring import Prediction, Statistics
 from harmoniad_jax.training.losses import HardMining, easy_share, total_loss
+from harmoniad_jax.training.sharding import gathered
 from harmoniad_jax.training.state import TrainState
 
 # How the names of the flags of `Steps.check_numerics` begin among the metrics.
@@ -62,8 +63,11 @@ class Steps:
         Returns:
           The state after it and the metrics, see `update`.
         """
-        encode = functools.partial(self.encoder.encode, encoder_params)
+        encode = functools.partial(self._encode, encoder_params)
         return self.update(state, in_parts(self.micro_batches, encode, images))
+
+    def _encode(self, encoder_params: Any, images: jax.Array) -> Features:
+        return self.encoder.encode(gathered(self.model.mesh, encoder_params), images)
 
     def update(
         self, state: TrainState, features: Features
@@ -81,7 +85,7 @@ class Steps:
         features = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), features)
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         gradients, metrics = jax.grad(self._loss, has_aux=True)(
-            state.params, features, key, state.step
+            gathered(self.model.mesh, state.params), features, key, state.step
         )
         metrics["gradient_norm"] = optax.global_norm(gradients)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
@@ -136,7 +140,8 @@ class Steps:
         self, params: Any, encoder_params: Any, images: jax.Array
     ) -> dict[str, jax.Array]:
         """Distance maps [B, h, w] float32 of each comparison, for a batch of images."""
-        features = self.encoder.encode(encoder_params, images)
+        features = self._encode(encoder_params, images)
+        params = gathered(self.model.mesh, params)
         comparisons = self.model.apply({"params": params}, features, train=False)
         return {
             name: scoring.distance_map(*comparison)

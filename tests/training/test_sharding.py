@@ -125,6 +125,28 @@ def test_no_device_sees_the_features_of_another(smallest):
         assert np.prod([int(n) for n in shape.split(",") if n]) <= features.size // 16
 
 
+def test_split_weights_are_gathered_and_activations_stay(tiny_config):
+    """The compiler is free to do the opposite, and does where it is left to itself."""
+    run = run_on(tiny_config, 2, 4)
+    text = compiled_update(run).as_text()
+    assert not re.search(r" (all-to-all|collective-permute)(-start)?\(", text)
+    gathered = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather\(.*op_name=\"(.*?)\"", text)
+    weights = {
+        tuple(sorted(leaf.shape))
+        for leaf in jax.tree.leaves(run.abstract_state().params)
+        if leaf.size >= SMALLEST_SPLIT
+    }
+    shapes = [
+        tuple(sorted(int(n) for n in shape.split(",")))
+        for shape, name in gathered
+        if "quantile" not in name
+    ]
+    assert set(shapes) == weights
+    # Once each: what was gathered for the loss is used again for its gradient.
+    params = jax.tree.leaves(run.abstract_state().params)
+    assert len(shapes) == sum(leaf.size >= SMALLEST_SPLIT for leaf in params)
+
+
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
