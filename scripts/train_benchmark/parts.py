@@ -26,6 +26,9 @@ IN_ORDER = (
     *(FROM_IMAGES, FROM_FEATURES, FROM_DEVICE),
 )
 
+# Operations by dtype; None where XLA does not count them.
+Flops = Mapping[str, float] | None
+
 # Batches read come in bursts, one of each thread: a few bursts make a rate.
 FEWEST_READS = 8
 # Steps from what is read: in the first one the next batch is on its way.
@@ -57,13 +60,15 @@ def training_parts(runs: Sequence[Run]) -> list[Part]:
     """
     run = runs[0]
     params, training = run.place_encoder(), _Training(run)
+    # The same for all: the arithmetic does not depend on how attention is computed.
+    counts = _count_flops(run)
     parts: list[Part] = []
     for index, other in enumerate(runs):
         stepper = make_stepper(_with_cache(other, enabled=False), params)
         if index == 0:
             parts.append(_reading(READ_IMAGES, run, stepper))
-        parts += _image_parts(other, stepper, params, training)
-    parts += _feature_parts(run, params, training)
+        parts += _image_parts(other, stepper, params, training, counts)
+    parts += _feature_parts(run, params, training, counts[HEAD])
     return sorted(parts, key=lambda part: IN_ORDER.index(part.name))
 
 
@@ -73,7 +78,11 @@ def _with_cache(run: Run, **changes: Any) -> Run:
 
 
 def _image_parts(
-    run: Run, stepper: Stepper, encoder_params: Any, training: _Training
+    run: Run,
+    stepper: Stepper,
+    encoder_params: Any,
+    training: _Training,
+    counts: Mapping[str, Flops],
 ) -> list[Part]:
     """What the encoder takes part in."""
     batch = run.config.train.batch_size
@@ -92,7 +101,6 @@ def _image_parts(
         state = training.state
         return predict(state.params, state.statistics, encoder_params, images)
 
-    counts = _count_flops(run)
     part = functools.partial(Part, images=batch, attention=run.config.encoder.attention)
     return [
         part(
@@ -125,7 +133,9 @@ def _image_parts(
     ]
 
 
-def _feature_parts(run: Run, encoder_params: Any, training: _Training) -> list[Part]:
+def _feature_parts(
+    run: Run, encoder_params: Any, training: _Training, head: Flops
+) -> list[Part]:
     """What begins with features: in the cache, or in the devices' memory."""
     reading, in_memory = (
         make_stepper(_with_cache(run, enabled=True, on_device=on_device), encoder_params)
@@ -133,7 +143,6 @@ def _feature_parts(run: Run, encoder_params: Any, training: _Training) -> list[P
     )
     batch, steps = run.config.train.batch_size, in_memory.steps_per_call
     features = Features(**shard_batch(run.mesh, next(reading.batches)))
-    head = _count_flops(run)[HEAD]
     several = head and {dtype: steps * count for dtype, count in head.items()}
     return [
         _reading(READ_FEATURES, run, reading),
@@ -190,8 +199,8 @@ def _most_ahead(run: Run) -> int:
     return PREFETCHED_BATCHES + run.config.data.threads
 
 
-def _count_flops(run: Run) -> dict[str, Mapping[str, float] | None]:
-    """Operations of a batch in each part, by dtype; None where XLA does not count.
+def _count_flops(run: Run) -> dict[str, Flops]:
+    """Operations of a batch in each part that computes.
 
     The encoder's are those with the library's attention, whichever runs: the arithmetic
     is the same, and XLA does not look into cuDNN's calls.

@@ -159,11 +159,15 @@ def conclusion(
             f"matrix-multiply rate{aim}."
         )
     first, *others = encoders
-    sentences += [
-        f"With {other.attention} attention the encoder is {other.rate / first.rate:.2f} "
-        f"times as fast as with {first.attention}."
-        for other in others
-    ]
+    for other in others:
+        # Round by round: what slowed a round down slowed both.
+        ratio = statistics.median(
+            ours / theirs for ours, theirs in zip(other.rounds, first.rounds, strict=True)
+        )
+        sentences.append(
+            f"With {other.attention} attention the encoder is {ratio:.2f} times as fast as "
+            f"with {first.attention}, by the median of the rounds' ratios."
+        )
     return " ".join(sentences)
 
 
