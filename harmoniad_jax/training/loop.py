@@ -14,6 +14,7 @@ from harmoniad_jax.config import Config
 from harmoniad_jax.data.sources import check_images
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.report.html import ReportWriter
+from harmoniad_jax.report.parts import count
 from harmoniad_jax.signals import Interrupted, deferred
 from harmoniad_jax.training.checkpoint_folders import has_checkpoints
 from harmoniad_jax.training.checkpoints import Checkpoints
@@ -121,7 +122,8 @@ def describe_run(run: Run) -> None:
     lines = (
         f"data     {len(data.train)} training, {len(data.held_out)} held-out and "
         f"{len(data.test)} test images of "
-        f"{len(data.categories)} categories: {', '.join(data.categories)}",
+        f"{count(len(data.categories), 'category', 'categories')}: "
+        f"{', '.join(data.categories)}",
         f"encoder  {description.name} ({description.hf_config.model_type}, "
         f"{run.config.encoder.dtype}), {side} px, blocks "
         + " | ".join(" ".join(map(str, group)) for group in run.encoder.groups),
@@ -159,11 +161,11 @@ def _train(
     with deferred() as stop, MetricsWriter(workdir, step, last, run.config) as writer:
         stops = agreement(stop.requested)
         while step < last and not stops:
-            count = min(
+            steps = min(
                 stepper.steps_per_call, writer.steps_until_next(step), every - step % every
             )
-            state, metrics = stepper.advance(state, count)
-            step += count
+            state, metrics = stepper.advance(state, steps)
+            step += steps
             _check_finite(run, stepper, checkpoints, writer.dispatched(step, metrics))
             if step < last and step % every == 0:
                 checkpoints.save(state, stepper.batches.get_state(), identity)
@@ -213,11 +215,16 @@ def _check_finite(
         if name.startswith(FINITE) and not value
     ]
     kept = checkpoints.latest_step
+    good = (
+        "There is no checkpoint yet. "
+        if kept is None
+        else (f"The last good checkpoint is that of step {kept}. ")
+    )
     raise UserError(
         f"the loss or its gradient was not finite in {skipped} steps in a row, "
         f"{step - skipped + 1} to {step}; they changed nothing. "
         + (f"Not finite are {', '.join(broken[:5])}. " if broken else "")
-        + f"The last good checkpoint is that of step {kept}. "
+        + good
         + f"The images of step {step} are {', '.join(stepper.images_of(step))}. "
         + "Look at them; lower config.optimizer.learning_rate in a new run; or find the "
         "place with config.train.check_numerics=True in a new run."
