@@ -30,7 +30,7 @@ CHIPS = (
         "TPU v5e",
         *(197e12, 197e12, 200e9, 256, 12.5e9),
         "Google Cloud documentation, 'TPU v5e': 197 TFLOP/s, 1600 Gbit/s between chips, "
-        "slices of 256; 100 Gbit/s of each host of 8 assumed between slices",
+        "slices of 256; 100 Gbit/s for each chip assumed between slices",
     ),
     Chip(
         "H100 SXM",

@@ -155,7 +155,9 @@ class Program:
 
 
 def _shapes(params) -> set[tuple[int, ...]]:
-    """Of weights, sorted, since a gradient may be transposed; and of kernels' rows."""
-    shapes = {leaf.shape for leaf in jax.tree.leaves(params)}
+    """Of weights, sorted, since a gradient may be transposed; of parts and kernels' rows."""
+    leaves = jax.tree.leaves(params)
+    shapes = {leaf.shape for leaf in leaves}
+    shapes |= {a.sharding.shard_shape(a.shape) for a in leaves if a.sharding}
     shapes |= {shape[1:] for shape in shapes if len(shape) > 2}
     return {tuple(sorted(shape)) for shape in shapes}
