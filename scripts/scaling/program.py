@@ -155,7 +155,7 @@ class Program:
 
 
 def _shapes(params) -> set[tuple[int, ...]]:
-    """Of weights, sorted, since a gradient may be transposed; of parts and kernels' rows."""
+    """Of weights, parts and rows of them, sorted: a gradient may be transposed."""
     leaves = jax.tree.leaves(params)
     shapes = {leaf.shape for leaf in leaves}
     shapes |= {a.sharding.shard_shape(a.shape) for a in leaves if a.sharding}
