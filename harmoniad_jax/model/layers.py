@@ -1,5 +1,6 @@
 """Layers that more than one branch is built of."""
 
+import functools
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 # Scale of the initial weights (Dinomaly, Guo et al. 2025): small enough that a block
 # starts close to the identity.
 INITIAL_SCALE = 0.01
+RANDOM_LEVELS = 2**16
 
 
 class Dense(nn.Dense):
@@ -28,6 +30,33 @@ class Dense(nn.Dense):
         return flat.reshape(*inputs.shape[:-1], self.features)
 
 
+class Dropout(nn.Module):
+    """`nn.Dropout` with 16 random bits for each activation instead of 32.
+
+    Random bits are the larger part of its time on CPU, and this halves them. The rate is
+    rounded to 1 / 65536; the scale is that of the rounded rate, so that the mean is kept.
+
+    Attributes:
+      rate: share of activations set to zero, in [0, 1).
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, values: jax.Array, *, train: bool) -> jax.Array:
+        """[..., D] float32 -> the same shape; needs the rng "dropout" in training."""
+        threshold = min(round(self.rate * RANDOM_LEVELS), RANDOM_LEVELS - 1)
+        if not train or threshold == 0:
+            return values
+        *batch, width = values.shape
+        # Words along the last axis: a batch that is split over devices stays split.
+        words = jax.random.bits(self.make_rng("dropout"), (*batch, -(-width // 2)))
+        pairs = jax.lax.bitcast_convert_type(words, jnp.uint16)
+        levels = pairs.reshape(*batch, -1)[..., :width]
+        scale = RANDOM_LEVELS / (RANDOM_LEVELS - threshold)
+        return jnp.where(levels >= threshold, values * scale, 0.0)
+
+
 class Mlp(nn.Module):
     """Two dense layers with a GELU between them, and dropout after each.
 
@@ -44,7 +73,7 @@ class Mlp(nn.Module):
         """[..., D] float32 -> [..., D] float32; needs the rng "dropout" in training."""
         width = tokens.shape[-1]
         hidden = Dense(round(self.hidden_ratio * width))
-        drop = nn.Dropout(self.dropout, deterministic=not train)
+        drop = functools.partial(Dropout(self.dropout), train=train)
         output = Dense(width)
         return drop(output(drop(nn.gelu(hidden(tokens)))))
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from harmoniad_jax.model.layers import Dense, LinearAttention, Mlp, group_outputs
+from harmoniad_jax.model.layers import Dense, Dropout, LinearAttention, Mlp, group_outputs
 
 RNG = np.random.default_rng(0)
 
@@ -64,6 +64,30 @@ def test_mlp_oracle():
     hidden *= 0.5 * (1 + np.tanh(np.sqrt(2 / np.pi) * (hidden + 0.044715 * hidden**3)))
     expected = hidden @ params["Dense_1"]["kernel"] + params["Dense_1"]["bias"]
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(100_000,), (300, 333), (10, 100, 100)])
+def test_dropout_drops_independently_and_keeps_the_mean(shape):
+    values, rate = jnp.ones(shape), 0.2
+    noise = Dropout(rate).apply({}, values, train=True, rngs={"dropout": jax.random.key(3)})
+    noise = np.asarray(noise)
+    assert noise.shape == shape
+    np.testing.assert_allclose(np.unique(noise), [0, 1 / (1 - rate)], rtol=1e-4)
+    # About 100,000 draws: five deviations of a share of 0.2 are 0.006.
+    dropped = noise == 0
+    assert abs(dropped.mean() - rate) < 0.006
+    # Neighbours that share a random word and those that do not: both by chance.
+    flat = dropped.reshape(-1, shape[-1])
+    even = flat[:, : shape[-1] // 2 * 2].reshape(-1, 2).all(axis=1).mean()
+    odd = flat[:, 1 : (shape[-1] - 1) // 2 * 2 + 1].reshape(-1, 2).all(axis=1).mean()
+    assert abs(even - rate**2) < 0.006
+    assert abs(odd - rate**2) < 0.006
+
+
+@pytest.mark.parametrize("rate", [0.0, 1e-9])
+def test_dropout_of_nothing_needs_no_key(rate):
+    values = normal(3, 5)
+    np.testing.assert_array_equal(Dropout(rate).apply({}, values, train=True), values)
 
 
 def test_mlp_drops_in_training_only():
