@@ -149,6 +149,7 @@ TINY = (
 )
 
 
+@pytest.mark.slow
 def test_a_tiny_benchmark_has_every_part(tmp_path, capsys):
     path = tmp_path / "figures.json"
     benchmark_train.main([*TINY, "--attention", "library,fused", "--json", str(path)])

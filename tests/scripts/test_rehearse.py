@@ -236,6 +236,7 @@ STAGES = [
 ]
 
 
+@pytest.mark.slow
 def test_a_tiny_rehearsal_measures_every_stage(tmp_path):
     done = rehearse("--folder", tmp_path, *TINY)
     assert done.returncode == 0, done.stderr
