@@ -140,7 +140,7 @@ def torture(
 def compare(disturbed: Path, undisturbed: Path) -> None:
     names = differing(disturbed, undisturbed)
     if names:
-        sys.exit(f"NOT THE SAME: {', '.join(names)}")
+        sys.exit(f"NOT THE SAME: {len(names)} differ, such as {', '.join(names[:5])}")
     print("finished with the same bits", flush=True)
 
 
