@@ -34,9 +34,10 @@ from train_benchmark.parts import training_parts
 from train_benchmark.report import conclusion, limits, make_row, markdown_table
 from train_benchmark.timing import time_parts
 
-from harmoniad_jax.config import Config, field_types, parse_config, unknown_field
+from harmoniad_jax.config import Config, parse_config, unknown_field
 from harmoniad_jax.data.synthetic import CATEGORIES, DemoSpec, write_demo_dataset
 from harmoniad_jax.errors import USER_ERROR_STATUS, UserError
+from harmoniad_jax.fields import field_types
 from harmoniad_jax.training.setup import UNTRAINED, Run, prepare_run
 
 # Architectures of random weights: width, depth, heads, patch and image side.
@@ -69,7 +70,7 @@ def make_config(
         config["data"]["image_side"] = options.image_side
     if options.batch_size:
         config["train"]["batch_size"] = options.batch_size
-    known = dict(field_types())
+    known = dict(field_types(Config))
     for setting in settings:
         path, equals, value = setting.removeprefix("--config.").partition("=")
         if not setting.startswith("--config.") or not equals:

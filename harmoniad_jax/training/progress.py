@@ -65,6 +65,8 @@ class MetricsWriter:
         return self
 
     def __exit__(self, *_) -> None:
+        # What was taken is written, also when an exception ends the run.
+        self.fetch()
         self._progress.close()
         if self._writes:
             self._file.close()

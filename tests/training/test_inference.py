@@ -400,12 +400,10 @@ def test_a_run_is_all_that_is_needed(trained_run, paths, results, tmp_path, monk
     """Not its training images, nor its old place; and nothing in it is changed."""
     workdir = tmp_path / "elsewhere"
     shutil.copytree(trained_run.workdir, workdir)
-    for path in workdir.rglob("metadata"):
-        if path.parent.name == "identity":
-            text = path.read_text()
-            root = trained_run.config.data.root
-            assert root in text
-            path.write_text(text.replace(root, "/gone"))
+    for path in workdir.glob("checkpoints/[0-9]*"):
+        with rewritten(path, "identity") as identity:
+            assert identity["config"]["data"]["root"] == trained_run.config.data.root
+            identity["config"]["data"]["root"] = "/gone"
     for name in ("config.json", "results.json", "metrics.jsonl"):
         (workdir / name).unlink()
     monkeypatch.chdir(tmp_path)

@@ -125,10 +125,10 @@ def test_no_device_sees_the_features_of_another(smallest):
         assert np.prod([int(n) for n in shape.split(",") if n]) <= features.size // 16
 
 
-def test_split_weights_are_gathered_and_activations_stay(tiny_config):
+def test_split_weights_are_gathered_and_activations_stay(smallest):
     """The compiler is free to do the opposite, and does where it is left to itself."""
-    run = run_on(tiny_config, 2, 4)
-    text = compiled_update(run).as_text()
+    run = run_on(smallest, 2, 4)
+    text = compiled_update(smallest, 2, 4).as_text()
     assert not re.search(r" (all-to-all|collective-permute)(-start)?\(", text)
     gathered = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather\(.*op_name=\"(.*?)\"", text)
     weights = {
