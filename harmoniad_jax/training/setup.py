@@ -49,7 +49,7 @@ class Run:
     """The parts of a run that its two entry points, training and evaluation, share."""
 
     config: Config  # resolved: nothing in it is automatic any more
-    dataset: Dataset
+    dataset: Dataset | None  # None: a run of shapes alone
     mesh: Mesh
     encoder: Encoder
     steps: Steps
@@ -116,6 +116,18 @@ def prepare_run(
         seed=config.encoder.untrained.seed,
     )
     mesh = make_mesh(config.sharding if for_training else None)
+    return assemble(config, dataset, encoder, mesh)
+
+
+def assemble(config: Config, dataset: Dataset | None, encoder: Encoder, mesh: Mesh) -> Run:
+    """Puts a run together.
+
+    Args:
+      config: resolved.
+      dataset: None for a run of which no more than shapes is asked.
+      encoder: its weights may be shapes too, then.
+      mesh: of the run.
+    """
     steps = Steps(
         encoder=encoder,
         model=HarmoniAD(

@@ -1,1 +1,1 @@
-"""The parts of scripts/analyse_scaling.py."""
+"""The parts of `scripts/analyse_scaling.py`."""
