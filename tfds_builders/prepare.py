@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import logging
 import shutil
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ import tensorflow_datasets as tfds
 from absl import logging as absl_logging
 from tensorflow_datasets.core import constants
 
-from harmoniad_jax.errors import INTERRUPTED_STATUS, USER_ERROR_STATUS, UserError
+from harmoniad_jax.errors import USER_ERROR_STATUS, UserError
 from tfds_builders import BUILDERS
 from tfds_builders.anomaly_builder import (
     AnomalyBuilder,
@@ -200,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(USER_ERROR_STATUS)
     except KeyboardInterrupt:
         print("interrupted; nothing half-prepared was left", file=sys.stderr)
-        sys.exit(INTERRUPTED_STATUS)
+        sys.exit(128 + signal.SIGINT)  # as a shell reports it
 
 
 if __name__ == "__main__":
