@@ -218,7 +218,7 @@ def _check_finite(
     good = (
         "There is no checkpoint yet. "
         if kept is None
-        else (f"The last good checkpoint is that of step {kept}. ")
+        else f"The last good checkpoint is that of step {kept}. "
     )
     raise UserError(
         f"the loss or its gradient was not finite in {skipped} steps in a row, "

@@ -34,8 +34,10 @@ PROGRAMS = {
         sed -i '1{$!d}' "$CLOUD/plan-$host"
         echo "the outcome is $outcome"
         case $outcome in
-            preempt) echo '["PREEMPTED"]' > "$CLOUD/states" ;;
-            hang) trap 'exit 75' TERM
+            preempt | hang)
+                # With the VM goes what a look that had begun could report: never a status.
+                if [ "$outcome" = preempt ]; then echo '["PREEMPTED"]' > "$CLOUD/states"; fi
+                trap 'exit 75' TERM
                 while [ ! -e "$CLOUD/release" ]; do sleep 0.05; done ;;
             *) exit "$outcome" ;;
         esac

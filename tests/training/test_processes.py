@@ -27,6 +27,8 @@ from harmoniad_jax.training.sharding import make_mesh
 
 ROOT = Path(__file__).parents[2]
 DEVICES = 4
+# What the network library says on stdout, its threads in the middle of each other's lines.
+GLOO = re.compile(r"^(.*(\[Gloo\]|peer ranks).*|[ :\d]*)\n", re.MULTILINE)
 
 
 def start(config, workdir, index=0, count=1, port=0):
@@ -64,7 +66,7 @@ def start_two(configs, workdir):
 def finish(processes):
     """Exit statuses, and (stdout, stderr) without what the network library says."""
     outputs = [process.communicate(timeout=300) for process in processes]
-    told = [[re.sub(r"\[Gloo\].*\n", "", text) for text in pair] for pair in outputs]
+    told = [[GLOO.sub("", text) for text in pair] for pair in outputs]
     return [process.returncode for process in processes], told
 
 
