@@ -25,10 +25,11 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import numpy as np
+from command_line import Parser, whole_number
 from train_benchmark.matmul import best_rates, default_sides, matmul_parts
 from train_benchmark.parts import training_parts
 from train_benchmark.report import conclusion, limits, make_row, markdown_table
@@ -172,7 +173,7 @@ def benchmark(
 
 def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """The options, and settings of the run."""
-    parser = _Parser(
+    parser = Parser(
         description=__doc__.partition("\n")[0],
         epilog="Settings may be added as --config.NAME=VALUE.",
         allow_abbrev=False,
@@ -180,35 +181,25 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
     add, sizes = parser.add_argument, ", ".join(UNTRAINED_ENCODERS)
     add("--encoder", default="vit-s14-224", help=f"folder or name of one, or {sizes}")
     add("--root", default="", help="folder in the MVTec layout (default: drawn images)")
-    add("--images", type=_count, default=64, help="to train on, at most")
-    add("--drawn_side", type=_count, default=1024, help="of drawn images, in pixels")
-    add("--image_side", type=_count, help="of the encoder's input")
-    add("--batch_size", type=_count, help="of training and evaluation, over all devices")
+    add("--images", type=whole_number, default=64, help="to train on, at most")
+    add("--drawn_side", type=whole_number, default=1024, help="of drawn images, in pixels")
+    add("--image_side", type=whole_number, help="of the encoder's input")
+    add(
+        "--batch_size",
+        type=whole_number,
+        help="of training and evaluation, over all devices",
+    )
     add("--dtype", default="auto", help="of the encoder: auto, float32 or bfloat16")
     add("--attention", default="library", help="library, fused or library,fused")
-    add("--rounds", type=_count, default=5)
+    add("--rounds", type=whole_number, default=5)
     add("--seconds", type=float, default=0.5, help="that a part takes in a round, about")
     add("--matmul_sides", type=_counts, help="of the matrices that are multiplied")
     add("--json", default="", help="file for all figures")
     return parser.parse_known_args(arguments)
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports a mistake in one line, as the commands of the package do."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see --help.")
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} must be at least 1")
-    return number
-
-
 def _counts(text: str) -> tuple[int, ...]:
-    return tuple(map(_count, text.split(",")))
+    return tuple(map(whole_number, text.split(",")))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -26,8 +26,8 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from command_line import Parser, whole_number
 from rehearsal.command import Command, progress
 from rehearsal.costs import Stage, extrapolated_table, measured_table
 from rehearsal.full import COUNTS, full_size
@@ -282,7 +282,7 @@ def report(rehearsal: Rehearsal, stages: Sequence[Stage]) -> str:
 
 def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """The options, and settings for the run."""
-    parser = _Parser(
+    parser = Parser(
         description=__doc__.partition("\n")[0],
         epilog="Settings of the run may be added as --config.NAME=VALUE.",
         allow_abbrev=False,
@@ -290,15 +290,19 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
     add = parser.add_argument
     add("--folder", default="", help="where to keep everything (default: a user cache)")
     add("--share", type=float, default=1.0, help="of the images, above 0 and up to 1")
-    add("--steps", type=_count, help="of training (default: those of the config)")
-    add("--batch_size", type=_count, help="of all batches (default: that of the config)")
-    add("--side", type=_count, default=1024, help="of the drawn images, in pixels")
-    add("--workers", type=_count, help="processes that draw (default: one a core)")
-    add("--image_side", type=_count, default=336, help="of the encoder's input")
-    add("--width", type=_count, default=1024, help="of the encoder")
-    add("--depth", type=_count, default=24, help="of the encoder, in blocks")
-    add("--heads", type=_count, default=16, help="of the encoder")
-    add("--patch", type=_count, default=14, help="of the encoder, in pixels")
+    add("--steps", type=whole_number, help="of training (default: those of the config)")
+    add(
+        "--batch_size",
+        type=whole_number,
+        help="of all batches (default: that of the config)",
+    )
+    add("--side", type=whole_number, default=1024, help="of the drawn images, in pixels")
+    add("--workers", type=whole_number, help="processes that draw (default: one a core)")
+    add("--image_side", type=whole_number, default=336, help="of the encoder's input")
+    add("--width", type=whole_number, default=1024, help="of the encoder")
+    add("--depth", type=whole_number, default=24, help="of the encoder, in blocks")
+    add("--heads", type=whole_number, default=16, help="of the encoder")
+    add("--patch", type=whole_number, default=14, help="of the encoder, in pixels")
     options, settings = parser.parse_known_args(arguments)
     if not 0 < options.share <= 1:
         raise UserError(f"--share={options.share:g} must be above 0 and at most 1.")
@@ -309,20 +313,6 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
                 "--config.NAME=VALUE."
             )
     return options, settings
-
-
-class _Parser(argparse.ArgumentParser):
-    """Reports a mistake in one line, as the commands of the package do."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see --help.")
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} must be at least 1")
-    return number
 
 
 @contextlib.contextmanager
