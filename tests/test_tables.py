@@ -11,8 +11,13 @@ from harmoniad_jax.metrics import (
     mean_metrics,
     mean_metrics_per_dataset,
 )
-from harmoniad_jax.report.notes import notes_on
-from harmoniad_jax.report.tables import HEADINGS, decisions_table, results_table
+from harmoniad_jax.report.notes import note_on_defect_sizes, notes_on
+from harmoniad_jax.report.tables import (
+    HEADINGS,
+    decisions_table,
+    defect_sizes_table,
+    results_table,
+)
 
 
 def figures(first, num_images=10):
@@ -195,3 +200,30 @@ def test_thresholds_are_a_row_a_category_own_figures_first():
 def test_the_table_of_thresholds_is_aligned():
     lines = decisions_table(DECISIONS).split("\n")
     assert len({len(line) for line in lines}) == 1
+
+
+SIZES = {
+    "edges": [0.0002, 0.001, 0.01, 0.05, 0.25],
+    "all": [
+        {"num_defects": 5, "overlap": 0.4, "recall": 0.2},
+        {"num_defects": 4, "overlap": 0.6, "recall": 0.5},
+        {"num_defects": 4, "overlap": 0.8, "recall": 0.75},
+        {"num_defects": 5, "overlap": 0.9, "recall": 1.0},
+    ],
+}
+
+
+def test_defects_by_size_smallest_first():
+    rows = cells(defect_sizes_table(SIZES))
+    assert rows[1] == ["0.02 to 0.1 %", "5", "40.0", "20.0"]
+    assert rows[4] == ["5 to 25 %", "5", "90.0", "100.0"]
+
+
+def test_a_sentence_on_the_smallest_and_the_largest_defects():
+    assert note_on_defect_sizes(SIZES) == (
+        "By the size of the defect: of the smallest quarter, 0.02 to 0.1 % of the image, "
+        "AUPRO is 40.0 and 20.0 % are found; of the largest quarter, 5 to 25 % of the "
+        "image, AUPRO is 90.0 and 100.0 % are found."
+    )
+    unknown = [{**figures, "recall": None} for figures in SIZES["all"]]
+    assert "are found" not in note_on_defect_sizes({**SIZES, "all": unknown})

@@ -11,6 +11,7 @@ from harmoniad_jax.metrics.accumulate import (
 )
 from harmoniad_jax.metrics.curves import precision_recall_curve, pro_curve, roc_curve
 from harmoniad_jax.metrics.decisions import decision_figures
+from harmoniad_jax.metrics.defects import Defects, defect_size_figures, defects_of
 from harmoniad_jax.metrics.ranking import RankingMetrics, ranking_metrics
 from harmoniad_jax.metrics.regions import aupro
 from harmoniad_jax.metrics.streaming import BoundedMetrics, StreamingMetrics
@@ -18,11 +19,14 @@ from harmoniad_jax.metrics.streaming import BoundedMetrics, StreamingMetrics
 __all__ = [
     "METRIC_NAMES",
     "BoundedMetrics",
+    "Defects",
     "RankingMetrics",
     "StreamingMetrics",
     "aupro",
     "category_metrics",
     "decision_figures",
+    "defect_size_figures",
+    "defects_of",
     "mean_metrics",
     "mean_metrics_per_dataset",
     "precision_recall_curve",

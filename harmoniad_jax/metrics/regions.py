@@ -10,8 +10,8 @@ from harmoniad_jax.metrics.ranking import Ranking, check_scores, detection_curve
 FPR_LIMIT = 0.3  # of the source that `aupro` names
 
 # 8-connected within an image, not connected between images: one call labels all.
-_CONNECTED = np.zeros((3, 3, 3), dtype=bool)
-_CONNECTED[1] = True
+CONNECTED = np.zeros((3, 3, 3), dtype=bool)
+CONNECTED[1] = True
 
 
 def aupro(
@@ -67,7 +67,7 @@ def region_weights(masks: np.ndarray) -> np.ndarray:
     Returns:
       [P] float64 in (0, 1], in the order of `masks[masks]`.
     """
-    region = ndimage.label(masks, structure=_CONNECTED)[0][masks]
+    region = ndimage.label(masks, structure=CONNECTED)[0][masks]
     return 1.0 / np.bincount(region)[region]
 
 

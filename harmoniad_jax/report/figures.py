@@ -55,7 +55,7 @@ def score_histogram(
       labels: [N] bool; True is defective.
       threshold: where to draw the line, if there is one.
     """
-    with _style():
+    with style():
         figure, axes = _plot("Image score", "Images")
         edges = _bin_edges(scores.astype(np.float64), threshold)
         for name, chosen, colour in (
@@ -78,7 +78,7 @@ def score_histogram(
 
 def roc_curve(x: np.ndarray, y: np.ndarray) -> Figure:
     """A plot of `metrics.roc_curve`, [K] each, K > 0; the diagonal is chance."""
-    with _style():
+    with style():
         figure, axes = _plot("False-positive rate", "True-positive rate")
         axes.plot([0, 1], [0, 1], color=LIGHT.ink, **CHANCE)
         axes.plot(x, y, color=LIGHT.curve, **CURVE)
@@ -91,7 +91,7 @@ def precision_recall_curve(x: np.ndarray, y: np.ndarray, share_defective: float)
 
     The level line is chance: the share of images that are defective.
     """
-    with _style():
+    with style():
         figure, axes = _plot("Recall", "Precision")
         axes.plot([0, 1], [share_defective] * 2, color=LIGHT.ink, **CHANCE)
         axes.plot(x, y, color=LIGHT.curve, **CURVE)
@@ -101,7 +101,7 @@ def precision_recall_curve(x: np.ndarray, y: np.ndarray, share_defective: float)
 
 def pro_curve(x: np.ndarray, y: np.ndarray) -> Figure:
     """A plot of `metrics.pro_curve`, [K] each, K > 0."""
-    with _style():
+    with style():
         figure, axes = _plot("False-positive rate of pixels", "Mean overlap of regions")
         axes.plot(x, y, color=LIGHT.curve, **CURVE)
         _unit_axes(axes)
@@ -112,7 +112,7 @@ def pro_curve(x: np.ndarray, y: np.ndarray) -> Figure:
 
 def colour_bar(scale: ColourScale, threshold: float | None) -> Figure:
     """Which colour of `pictures.heat_map` is which value; a line at the threshold."""
-    with _style():
+    with style():
         figure = Figure(figsize=BAR_INCHES)
         axes = figure.add_axes((0.0, 0.5, 1.0, 0.5))
         mappable = ScalarMappable(Normalize(*scale), HEAT)
@@ -132,7 +132,7 @@ def colour_bar(scale: ColourScale, threshold: float | None) -> Figure:
 def save_plot(figure: Figure, stem: Path) -> None:
     """Writes a plot as STEM.svg and STEM-dark.svg, without background, and STEM.png."""
     svg = stem.with_name(f"{stem.name}.svg")
-    with _style():
+    with style():
         # Without a date and the like, so that equal plots are equal files.
         figure.savefig(svg, transparent=True, metadata={"Date": None})
         png = stem.with_name(f"{stem.name}.png")
@@ -144,7 +144,7 @@ def save_plot(figure: Figure, stem: Path) -> None:
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def style() -> Iterator[None]:
     """Ours alone, whatever the user has set for plots of their own."""
     ours = {
         "axes.edgecolor": LIGHT.faint,

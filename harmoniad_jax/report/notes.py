@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from harmoniad_jax.report.parts import count
+from harmoniad_jax.report.tables import area_range, percent
 
 
 def notes_on(results: Mapping[str, Any]) -> Iterator[str]:
@@ -30,6 +31,24 @@ def notes_on(results: Mapping[str, Any]) -> Iterator[str]:
         )
     if decisions := results.get("decisions"):
         yield from _notes_on_thresholds(decisions)
+
+
+def note_on_defect_sizes(sizes: Mapping[str, Any]) -> str:
+    """The smallest and the largest quarter of the defects in a sentence.
+
+    Args:
+      sizes: as in `results.json`.
+    """
+    parts = []
+    for name, first in (("smallest", 0), ("largest", len(sizes["all"]) - 1)):
+        figures = sizes["all"][first]
+        found = percent(figures["recall"])
+        parts.append(
+            f"of the {name} quarter, {area_range(*sizes['edges'][first : first + 2])} of "
+            f"the image, AUPRO is {percent(figures['overlap'])}"
+            + (f" and {found} % are found" if found != "-" else "")
+        )
+    return f"By the size of the defect: {'; '.join(parts)}."
 
 
 def _notes_on_thresholds(decisions: Mapping[str, Any]) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """The results of a run as a plain-text table."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -64,6 +65,30 @@ def decisions_table(decisions: Mapping[str, Any]) -> str:
             ]
         )
     return markdown_table(rows)
+
+
+def defect_sizes_table(sizes: Mapping[str, Any]) -> str:
+    """A Markdown table of how well small and large defects are found, in percent.
+
+    Args:
+      sizes: as in `results.json`.
+    """
+    rows = [["share of the image", "defects", "AUPRO of these", "found"]]
+    for area, figures in zip(itertools.pairwise(sizes["edges"]), sizes["all"], strict=True):
+        rows.append(
+            [
+                area_range(*area),
+                str(figures["num_defects"]),
+                percent(figures["overlap"]),
+                percent(figures["recall"]),
+            ]
+        )
+    return markdown_table(rows)
+
+
+def area_range(low: float, high: float) -> str:
+    """Two shares of an image, such as "0.02 to 0.3 %"."""
+    return f"{100 * low:.2g} to {100 * high:.2g} %"
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:

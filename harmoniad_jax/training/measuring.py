@@ -7,7 +7,13 @@ import numpy as np
 
 from harmoniad_jax.data.pipeline import read_masks
 from harmoniad_jax.data.records import Record
-from harmoniad_jax.metrics import StreamingMetrics, category_metrics, pro_curve
+from harmoniad_jax.metrics import (
+    Defects,
+    StreamingMetrics,
+    category_metrics,
+    defects_of,
+    pro_curve,
+)
 from harmoniad_jax.training.prediction import Predictor
 from harmoniad_jax.training.setup import Run
 
@@ -22,6 +28,7 @@ class Measured(NamedTuple):
       figures: see `metrics.category_metrics`.
       error_bounds: of the figures; empty where they are exact.
       pro_curve: see `metrics.pro_curve`; None where the maps were not kept.
+      defects: its defect regions, on the grid of the maps.
       lost_masks, rescued_defects: counts.
     """
 
@@ -31,6 +38,7 @@ class Measured(NamedTuple):
     figures: dict[str, float]
     error_bounds: dict[str, float]
     pro_curve: tuple[np.ndarray, np.ndarray] | None
+    defects: Defects
     lost_masks: int
     rescued_defects: int
 
@@ -51,8 +59,11 @@ def measure(
         masks, known, rescued = masks_of(records)
         figures = category_metrics(maps, masks, scores, labels, mask_known=known)
         curve = pro_curve(maps[known], masks[known])
+        defects = defects_of(maps[known], masks[known])
         lost = int((~known).sum())
-        return Measured(records, scores, labels, figures, {}, curve, lost, rescued)
+        return Measured(
+            *(records, scores, labels, figures, {}, curve, defects, lost, rescued)
+        )
 
     metrics, scores, lost, rescued = StreamingMetrics(), [], 0, 0
     for some, prediction in predictor.batches(records, category):
@@ -67,6 +78,7 @@ def measure(
         scores.append(prediction.image_scores)
         lost, rescued = lost + int((~known).sum()), rescued + saved
     figures, bounds = metrics.compute()
+    defects, scores = metrics.defects(), np.concatenate(scores)
     return Measured(
-        records, np.concatenate(scores), labels, figures, bounds, None, lost, rescued
+        *(records, scores, labels, figures, bounds, None, defects, lost, rescued)
     )
