@@ -83,6 +83,9 @@ class EncoderConfig:
     # How attention is computed: "library", as `transformers` does, or "fused", by JAX's
     # own function, which keeps no attention weights in memory and calls cuDNN on a GPU.
     attention: str = "library"
+    # What is subtracted from the patch features of an image: "none", its "class_token", or
+    # "image_mean", the mean of its patches.
+    recentre: str = "none"
     untrained: UntrainedEncoderConfig = UntrainedEncoderConfig()
 
 
@@ -113,6 +116,8 @@ class ModelConfig:
     head_width: int = 64
     # Dropout of the noisy bottlenecks: without it the network learns to copy anomalies.
     dropout: float = 0.2
+    # Where it is: after both "layers" of a bottleneck, or on its "input".
+    dropout_place: str = "layers"
     # Parts of the FSAM block.
     edge_kernels: bool = True
     channel_gate: bool = True
@@ -210,6 +215,9 @@ class EvaluationConfig:
     fused_weight: float = 1.0
     high_weight: float = 0.0
     low_weight: float = 0.0
+    # Standardise each of these maps before they are added; else the distances are added
+    # as they are.
+    standardise: bool = True
     # Held-out images (training images where none are), evenly taken, that the maps are
     # standardised with.
     calibration_images: int = 256
@@ -322,6 +330,7 @@ FREE_ON_RESUME = (
     "evaluation.fused_weight",
     "evaluation.high_weight",
     "evaluation.low_weight",
+    "evaluation.standardise",
     "evaluation.mask_rule",
     "evaluation.streaming",
     "evaluation.report",
@@ -349,6 +358,22 @@ def parse_config(values: Mapping[str, Any] | ml_collections.ConfigDict) -> Confi
     config = _parse(Config, values, "", problems)
     raise_problems(problems)
     return config
+
+
+def with_settings(config: Config, changes: Mapping[str, Any]) -> Config:
+    """A config with some settings changed, by dotted name, such as "train.seed".
+
+    Raises:
+      UserError: unknown or ill-typed settings.
+    """
+    values = config.to_dict()
+    for path, value in changes.items():
+        *groups, name = path.split(".")
+        group = values
+        for part in groups:
+            group = group.setdefault(part, {})
+        group[name] = value
+    return parse_config(values)
 
 
 def raise_problems(problems: list[str]) -> None:

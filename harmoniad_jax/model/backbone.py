@@ -61,10 +61,16 @@ DINOV2 = Family(
 FAMILIES = {"clip": CLIP, "clip_vision_model": CLIP, "dinov2": DINOV2}
 
 
+# What is subtracted from every patch token of an image: nothing, its class token, or the
+# mean of its patches (after Dinomaly2, Guo et al. 2025, which takes the class token).
+RECENTRINGS = ("none", "class_token", "image_mean")
+
+
 class Features(NamedTuple):
     """What the encoder gives to the model, float32.
 
-    patches: [B, G, h, w, D], each token normalised before the taps were averaged.
+    patches: [B, G, h, w, D], each token normalised before the taps were averaged, and
+        recentred then.
     class_token: [B, D], of the deepest tap, normalised.
     """
 
@@ -122,6 +128,7 @@ class Encoder:
     params: Any  # pytree of numpy arrays, in the compute dtype
     weight_hash: str  # SHA-256 of the checkpoint's parameters, before any resizing
     attention: str = "library"  # one of `attention.ATTENTIONS`
+    recentre: str = "none"  # one of `RECENTRINGS`
 
     @property
     def grid(self) -> int:
@@ -170,12 +177,22 @@ class Encoder:
             sum(_normalise(hidden_states[tap]) for tap in taps) / len(taps)
             for taps in self.groups
         ]
-        tokens = jnp.stack([group[:, 1:] for group in grouped], axis=1)
+        tokens = jnp.stack([_recentred(group, self.recentre) for group in grouped], axis=1)
         deepest = max(tap for taps in self.groups for tap in taps)
         return Features(
             patches=tokens.reshape(*tokens.shape[:2], self.grid, self.grid, self.width),
             class_token=_normalise(hidden_states[deepest][:, 0]),
         )
+
+
+def _recentred(tokens: jax.Array, recentre: str) -> jax.Array:
+    """The patches of tokens [B, 1 + N, D], class token first: [B, N, D]."""
+    class_token, patches = tokens[:, :1], tokens[:, 1:]
+    if recentre == "class_token":
+        return patches - class_token
+    if recentre == "image_mean":
+        return patches - patches.mean(axis=1, keepdims=True)
+    return patches
 
 
 def _normalise(tokens: jax.Array) -> jax.Array:
@@ -232,6 +249,7 @@ def load_encoder(
     groups: int,
     dtype: jnp.dtype = jnp.float32,
     attention: str = "library",
+    recentre: str = "none",
     seed: int = 0,
 ) -> Encoder:
     """Reads (or draws) an encoder's weights and fits them to an image side.
@@ -243,6 +261,7 @@ def load_encoder(
       groups: number G of feature groups.
       dtype: compute dtype of the encoder, float32 or bfloat16.
       attention: "library" or "fused", see `model.attention`.
+      recentre: one of `RECENTRINGS`.
       seed: of the random weights, where there is no checkpoint.
 
     Raises:
@@ -281,6 +300,7 @@ def load_encoder(
         params=jax.tree.map(lambda leaf: leaf.astype(dtype), params),
         weight_hash=weight_hash,
         attention=attention,
+        recentre=recentre,
     )
 
 

@@ -195,7 +195,7 @@ class Fsam(nn.Module):
     Attributes:
       depth: number of blocks, a multiple of `groups`.
       groups: G.
-      dropout: of the bottleneck.
+      dropout, dropout_place: of the bottleneck, see `Mlp`.
       edge_kernels, channel_gate, spatial_gate, shrinkage: see `FsamBlock`.
       remat: compute the activations of every block again for its gradient.
     """
@@ -203,6 +203,7 @@ class Fsam(nn.Module):
     depth: int
     groups: int
     dropout: float = 0.2
+    dropout_place: str = "layers"
     edge_kernels: bool = True
     channel_gate: bool = True
     spatial_gate: bool = True
@@ -220,7 +221,9 @@ class Fsam(nn.Module):
         Returns:
           [B, G, h, w, D] float32.
         """
-        features = Mlp(dropout=self.dropout, name="bottleneck")(features, train=train)
+        features = Mlp(
+            dropout=self.dropout, dropout_place=self.dropout_place, name="bottleneck"
+        )(features, train=train)
         block = nn.remat(FsamBlock) if self.remat else FsamBlock
         outputs = []
         for index in range(self.depth):

@@ -57,7 +57,7 @@ class Gscm(nn.Module):
       depth: number of blocks, a multiple of `groups`.
       groups: G.
       heads: attention heads, a divisor of D.
-      dropout: of the bottlenecks.
+      dropout, dropout_place: of the bottlenecks, see `Mlp`.
       global_context: see `GscmBlock`.
       decimate: work at half resolution, a quarter of the cost; a band below half of
         Nyquist loses little.
@@ -68,6 +68,7 @@ class Gscm(nn.Module):
     groups: int
     heads: int
     dropout: float = 0.2
+    dropout_place: str = "layers"
     global_context: bool = True
     decimate: bool = True
     remat: bool = False
@@ -95,12 +96,12 @@ class Gscm(nn.Module):
             half = (batch, (height + 1) // 2, (width + 1) // 2, channels)
             features = jax.image.resize(features, half, "linear")
         grid = features.shape[1:3]
-        tokens = Mlp(dropout=self.dropout, name="bottleneck")(
-            features.reshape(batch, -1, channels), train=train
-        )
+        tokens = Mlp(
+            dropout=self.dropout, dropout_place=self.dropout_place, name="bottleneck"
+        )(features.reshape(batch, -1, channels), train=train)
         context = None
         if class_token is not None:
-            context = Mlp(1.0, self.dropout, name="class_bottleneck")(
+            context = Mlp(1.0, self.dropout, self.dropout_place, name="class_bottleneck")(
                 class_token[:, None], train=train
             )
         block = nn.remat(GscmBlock) if self.remat else GscmBlock

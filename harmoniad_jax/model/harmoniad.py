@@ -56,6 +56,7 @@ class HarmoniAD(nn.Module):
     plain_depth: int = 8
     head_width: int = 64
     dropout: float = 0.2
+    dropout_place: str = "layers"
     edge_kernels: bool = True
     channel_gate: bool = True
     spatial_gate: bool = True
@@ -91,6 +92,7 @@ class HarmoniAD(nn.Module):
                 groups=groups,
                 heads=heads,
                 dropout=self.dropout,
+                dropout_place=self.dropout_place,
                 global_context=False,
                 decimate=False,
                 remat=self.remat,
@@ -115,6 +117,7 @@ class HarmoniAD(nn.Module):
                 depth=self.high_depth,
                 groups=groups,
                 dropout=self.dropout,
+                dropout_place=self.dropout_place,
                 edge_kernels=self.edge_kernels,
                 channel_gate=self.channel_gate,
                 spatial_gate=self.spatial_gate,
@@ -129,6 +132,7 @@ class HarmoniAD(nn.Module):
                 groups=groups,
                 heads=heads,
                 dropout=self.dropout,
+                dropout_place=self.dropout_place,
                 global_context=self.global_context,
                 decimate=self.decimate,
                 remat=self.remat,

@@ -65,18 +65,19 @@ def distance_map(target: jax.Array, prediction: jax.Array) -> jax.Array:
 
 
 def standardise(
-    maps: Mapping[str, jax.Array],
-    statistics: Statistics,
-    weights: Mapping[str, float],
-) -> jax.Array:
-    """Weighted sum of distance maps [B, h, w], each in deviations of good images."""
-    return sum(
-        weights[name]
-        * (maps[name] - statistics.mean[name])
+    maps: Mapping[str, jax.Array], statistics: Statistics
+) -> dict[str, jax.Array]:
+    """Distance maps [B, h, w] of each comparison, in deviations from good images' mean."""
+    return {
+        name: (values - statistics.mean[name])
         / jnp.maximum(statistics.deviation[name], SMALLEST_NORM)
-        for name in maps
-        if weights[name] != 0
-    )
+        for name, values in maps.items()
+    }
+
+
+def weighted_sum(maps: Mapping[str, jax.Array], weights: Mapping[str, float]) -> jax.Array:
+    """The maps [B, h, w] of all comparisons as one."""
+    return sum(weights[name] * maps[name] for name in maps if weights[name] != 0)
 
 
 def upsampling_matrix(source: int, target: int, sigma: float) -> np.ndarray:

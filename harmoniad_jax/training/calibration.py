@@ -27,6 +27,7 @@ SCORE_SETTINGS = (
     "fused_weight",
     "high_weight",
     "low_weight",
+    "standardise",
 )
 
 

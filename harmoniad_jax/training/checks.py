@@ -13,9 +13,10 @@ from harmoniad_jax.config import Config
 from harmoniad_jax.data.preprocess import MASK_RULES
 from harmoniad_jax.fields import flatten
 from harmoniad_jax.model.attention import ATTENTIONS
-from harmoniad_jax.model.backbone import EncoderDescription
+from harmoniad_jax.model.backbone import RECENTRINGS, EncoderDescription
 from harmoniad_jax.model.frequency import GATES
 from harmoniad_jax.model.harmoniad import VARIANTS
+from harmoniad_jax.model.layers import DROPOUT_PLACES
 from harmoniad_jax.training.sharding import mesh_shape
 from tfds_builders import BUILDERS
 from tfds_builders.prepare import missing_data
@@ -29,6 +30,8 @@ CHOICES = {
     "cache.dtype": CACHE_DTYPES,
     "encoder.attention": ATTENTIONS,
     "encoder.dtype": DTYPES,
+    "encoder.recentre": RECENTRINGS,
+    "model.dropout_place": DROPOUT_PLACES,
     "model.variant": tuple(VARIANTS),
     "cache.on_device": ON_DEVICE,
     "model.gate": GATES,

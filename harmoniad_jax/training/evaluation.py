@@ -7,20 +7,25 @@ import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from harmoniad_jax.config import Config, parse_config
+from harmoniad_jax.config import Config, parse_config, with_settings
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.metrics import (
     decision_figures,
+    defect_size_figures,
     mean_metrics,
     mean_metrics_per_dataset,
 )
 from harmoniad_jax.report.html import ReportWriter
 from harmoniad_jax.report.notes import notes_on
-from harmoniad_jax.report.tables import decisions_table, results_table
+from harmoniad_jax.report.tables import (
+    decisions_table,
+    defect_sizes_table,
+    results_table,
+)
 from harmoniad_jax.training.calibration import Calibration, Normality
 from harmoniad_jax.training.checkpoints import Checkpoints
 from harmoniad_jax.training.gallery import category_content
@@ -61,18 +66,47 @@ def evaluate_run(
     Raises:
       UserError: no checkpoint, or images or encoder that are not the run's.
     """
+    given = {
+        "data.root": root,
+        "data.data_dir": data_dir,
+        "encoder.name": encoder,
+        "calibration.false_positive_rate": false_positive_rate,
+    }
+    changes = {name: value for name, value in given.items() if value is not None}
+    return evaluate(*restore_run(workdir, changes), workdir)
+
+
+class Restored(NamedTuple):
+    """A run at its latest checkpoint, ready for `evaluate`.
+
+    Attributes:
+      run: its parts.
+      state: with statistics of the distance maps.
+      encoder_params: on all devices.
+      calibration: None where no image was held out.
+    """
+
+    run: Run
+    state: TrainState
+    encoder_params: Any
+    calibration: Calibration | None
+
+
+def restore_run(workdir: Path, changes: Mapping[str, Any] | None = None) -> Restored:
+    """Reads the latest checkpoint of `workdir`, and the images and encoder of its run.
+
+    Args:
+      workdir: folder of the run.
+      changes: dotted name to value of settings that are others now, such as
+        "evaluation.top_share"; none that touches training.
+
+    Raises:
+      UserError: no checkpoint, or images or encoder that are not the run's.
+    """
     with Checkpoints(workdir, read_only=True) as checkpoints:
         stored = checkpoints.read_identity()
-        config = with_last_settings(stored.config, workdir).to_dict()
-        if root is not None:
-            config["data"]["root"] = root
-        if data_dir is not None:
-            config["data"]["data_dir"] = data_dir
-        if false_positive_rate is not None:
-            config["calibration"]["false_positive_rate"] = false_positive_rate
-        if encoder is not None:
-            config["encoder"]["name"] = encoder
-        run = prepare_run(parse_config(config))
+        config = with_last_settings(stored.config, workdir)
+        run = prepare_run(with_settings(config, changes or {}))
         given = Identity.of(run.config, run.encoder, stored.train_fingerprint)
         check_identity(stored, given, workdir)
         state, _, calibration, finished = checkpoints.restore(run.abstract_state())
@@ -98,7 +132,7 @@ def evaluate_run(
         )
         state = with_statistics(run, state, encoder_params)
         calibration = calibrate(run, state, encoder_params)
-    return evaluate(run, state, encoder_params, calibration, workdir)
+    return Restored(run, state, encoder_params, calibration)
 
 
 def with_last_settings(config: Config, workdir: Path) -> Config:
@@ -133,7 +167,9 @@ def evaluate(
       fractions in [0, 1] (None where undefined) and "num_images", "per_dataset": the
       means over the categories of each data set where several are joined, "mean": over
       all categories, "error_bounds": of each category's figures, empty where they are
-      exact, "decisions": what the thresholds achieve, see `decide`, and counts of
+      exact, "decisions": what the thresholds achieve, see `decide`, "defect_sizes": how
+      well defects of four sizes are found, see `metrics.defect_size_figures`, at
+      thresholds that "pixel_false_positive_rate" of the good pixels exceed, and counts of
       "lost_masks" and "rescued_defects".
     """
     if calibration is not None and not calibration.fits(run.config.evaluation):
@@ -189,9 +225,25 @@ def _results(
         "mean": mean_metrics(per_category) if per_category else {},
         "error_bounds": {n: one.error_bounds for n, one in measured.items()},
         "decisions": decide(run, calibration, scored) if calibration and scored else {},
+        "defect_sizes": _by_defect_size(run, calibration, measured),
         "lost_masks": sum(one.lost_masks for one in measured.values()),
         "rescued_defects": sum(one.rescued_defects for one in measured.values()),
     }
+
+
+def _by_defect_size(
+    run: Run, calibration: Calibration | None, measured: Mapping[str, Measured]
+) -> dict[str, Any]:
+    """See `metrics.defect_size_figures`; what is found has a box in `predict`."""
+    rate = run.config.calibration.pixel_false_positive_rate
+    thresholds = (
+        {name: calibration.of(name).pixel_threshold(rate) for name in measured}
+        if calibration
+        else {}
+    )
+    defects = {name: one.defects for name, one in measured.items()}
+    figures = defect_size_figures(defects, thresholds)
+    return figures and {"pixel_false_positive_rate": rate, **figures}
 
 
 def decide(
@@ -245,6 +297,9 @@ def report_results(results: dict[str, Any]) -> None:
     if results["decisions"]:
         print()
         print(decisions_table(results["decisions"]))
+    if results["defect_sizes"]:
+        print()
+        print(defect_sizes_table(results["defect_sizes"]))
     print()
     for note in notes_on(results):
         print(note)

@@ -121,6 +121,7 @@ def _open_cache(run: Run) -> FeatureCache:
             "image_std": run.encoder.image_std,
             "dtype": run.config.encoder.dtype,
             "attention": run.config.encoder.attention,
+            "recentre": run.config.encoder.recentre,
             "matmul_precision": str(jax.config.jax_default_matmul_precision),
             "backend": jax.default_backend(),
             "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},

@@ -113,6 +113,7 @@ def prepare_run(
         groups=config.encoder.groups,
         dtype=jnp.dtype(config.encoder.dtype),
         attention=config.encoder.attention,
+        recentre=config.encoder.recentre,
         seed=config.encoder.untrained.seed,
     )
     mesh = make_mesh(config.sharding if for_training else None)

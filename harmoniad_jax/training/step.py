@@ -171,7 +171,10 @@ class Steps:
             settings.fused_weight, settings.high_weight, settings.low_weight
         )
         distances = self.distance_step(params, encoder_params, images)
-        fused = scoring.standardise(distances, statistics, weights)
+        compared = distances
+        if settings.standardise:
+            compared = scoring.standardise(distances, statistics)
+        fused = scoring.weighted_sum(compared, weights)
         maps = scoring.upsample(fused, settings.map_side, settings.smoothing_sigma)
         scores = scoring.image_scores(maps, settings.top_share)
         return Prediction(maps, scores, distances)
