@@ -1,0 +1,101 @@
+"""The variants that can be compared: each a name and the settings in which it differs.
+
+A new one is a line here. A variant that changes the evaluation alone is evaluated from the
+trained run of the reference.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from harmoniad_jax.errors import UserError
+from harmoniad_jax.model.backbone import EncoderDescription
+
+Settings = Mapping[str, Any]
+
+REFERENCE = "harmoniad"
+
+VARIANTS: dict[str, Settings] = {
+    REFERENCE: {},
+    "plain": {"model.variant": "plain"},
+    "high-only": {"model.variant": "high"},
+    "low-only": {"model.variant": "low"},
+    # Parts of FSAM.
+    "no-edge-kernels": {"model.edge_kernels": False},
+    "no-channel-gate": {"model.channel_gate": False},
+    "no-spatial-gate": {"model.spatial_gate": False},
+    "no-shrinkage": {"model.shrinkage": False},
+    # Parts of GSCM.
+    "no-global-context": {"model.global_context": False},
+    "no-class-token": {"model.class_token": False},
+    "no-decimation": {"model.decimate": False},
+    # The split.
+    "gaussian-gate": {"model.gate": "gaussian"},
+    "butterworth-gate": {"model.gate": "butterworth"},
+    "ideal-gate": {"model.gate": "ideal", "model.learnable_gate": False},
+    "fixed-gate": {"model.learnable_gate": False},
+    "cutoff-0.5": {"model.cutoff": 0.5},
+    "no-mirror": {"model.mirror": False},
+    # Targets.
+    "groups-1": {"encoder.groups": 1},
+    "groups-3": {
+        "encoder.groups": 3,
+        "model.high_depth": 3,
+        "model.low_depth": 3,
+        "model.plain_depth": 9,
+    },
+    "recentre-class-token": {"encoder.recentre": "class_token"},
+    "recentre-image-mean": {"encoder.recentre": "image_mean"},
+    "plain-recentre-class-token": {
+        "model.variant": "plain",
+        "encoder.recentre": "class_token",
+    },
+    # Noise.
+    "dropout-0": {"model.dropout": 0.0},
+    "dropout-0.4": {"model.dropout": 0.4},
+    "dropout-on-input": {"model.dropout_place": "input"},
+    # The loss.
+    "no-hard-mining": {"loss.hard_mining": False},
+    "fused-loss-only": {"loss.high_weight": 0.0, "loss.low_weight": 0.0},
+    # The score: the reference evaluated in another way.
+    "with-branch-maps": {"evaluation.high_weight": 1.0, "evaluation.low_weight": 1.0},
+    "with-branch-distances": {
+        "evaluation.high_weight": 1.0,
+        "evaluation.low_weight": 1.0,
+        "evaluation.standardise": False,
+    },
+    "score-is-maximum": {"evaluation.top_share": 0.0},
+}
+
+
+def tap_variants(description: EncoderDescription) -> dict[str, Settings]:
+    """Which blocks are read, for an encoder of this depth: thirds of it, and every one."""
+    depth = description.depth
+    third = max(depth // 3, 2)
+    return {
+        "taps-first-third": {"encoder.taps": tuple(range(1, third + 1))},
+        "taps-last-third": {"encoder.taps": tuple(range(depth - third + 1, depth + 1))},
+        "taps-all": {"encoder.taps": tuple(range(1, depth + 1))},
+    }
+
+
+def choose(names: Sequence[str], variants: Mapping[str, Settings]) -> dict[str, Settings]:
+    """The variants of these names, all if there are none; the reference comes first.
+
+    Raises:
+      UserError: there is no such variant.
+    """
+    for name in names:
+        if name not in variants:
+            close = difflib.get_close_matches(name, variants, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise UserError(
+                f"variant {name!r} is unknown; there are {', '.join(variants)}.{hint}"
+            )
+    wanted = {REFERENCE, *names} if names else set(variants)
+    return {name: settings for name, settings in variants.items() if name in wanted}
+
+
+def is_trained(settings: Settings) -> bool:
+    """Whether a variant needs a training of its own."""
+    return not settings or not all(name.startswith("evaluation.") for name in settings)

@@ -1,0 +1,158 @@
+"""scripts/ablate.py: variants and seeds trained, compared, and taken up where it ended."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ablation.tables import over_seeds, rotation, variants_table
+from ablation.variants import REFERENCE, VARIANTS, choose, is_trained, tap_variants
+from run_helpers import overrides
+
+from configs import demo
+from harmoniad_jax.config import parse_config, with_settings
+from harmoniad_jax.errors import UserError
+from harmoniad_jax.metrics import METRIC_NAMES
+from harmoniad_jax.training.setup import describe, resolve_config
+
+ROOT = Path(__file__).parents[2]
+
+
+def ablate(config, workdir, *arguments):
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'scripts'}"}
+    return subprocess.run(
+        [sys.executable, "scripts/ablate.py", "--config=configs/demo.py"]
+        + [f"--workdir={workdir}", *overrides(config), *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def run_of(**figures):
+    """What is kept of a run: every figure 0.5 but these, on categories a, b and c."""
+    mean = dict.fromkeys(METRIC_NAMES, 0.5) | figures
+    per_category = {name: dict(mean) for name in "abc"}
+    return {
+        "mean": mean,
+        "per_category": per_category,
+        "parameters": 1234,
+        "flops": 2e9,
+        "seconds": 90.0,
+    }
+
+
+@pytest.mark.parametrize("encoder", ["untrained-2", "untrained-12"])
+def test_every_variant_is_one_that_can_be_trained(encoder):
+    depth = int(encoder.partition("-")[2])
+    base = parse_config(demo.get_config())
+    base = with_settings(base, {"encoder.untrained.depth": depth})
+    if depth == 2:  # too few blocks for three groups
+        names = [name for name in VARIANTS if name != "groups-3"]
+    else:
+        names = [*VARIANTS, *tap_variants(describe(base))]
+    for name in names:
+        settings = (VARIANTS | tap_variants(describe(base)))[name]
+        resolve_config(with_settings(base, settings), with_data=False)
+
+
+def test_the_reference_is_always_made_and_first():
+    assert list(choose(["plain"], VARIANTS)) == [REFERENCE, "plain"]
+    assert list(choose([], VARIANTS)) == list(VARIANTS)
+    with pytest.raises(UserError, match=r"'plane' is unknown.*Did you mean 'plain'"):
+        choose(["plane"], VARIANTS)
+
+
+def test_only_variants_of_the_evaluation_need_no_training():
+    untrained = {name for name, changes in VARIANTS.items() if not is_trained(changes)}
+    assert untrained == {"with-branch-maps", "with-branch-distances", "score-is-maximum"}
+
+
+def test_mean_and_deviation_over_seeds():
+    assert over_seeds([1.0]) == (1.0, None)
+    mean, deviation = over_seeds([1.0, 2.0, 3.0])
+    assert (mean, deviation) == (2.0, 1.0)
+
+
+def test_the_table_compares_seed_by_seed():
+    results = {
+        "harmoniad": {0: run_of(pixel_ap=0.40), 1: run_of(pixel_ap=0.60)},
+        # Better than the reference of the same seed, though below its mean.
+        "plain": {0: run_of(pixel_ap=0.45)},
+    }
+    reference, plain = variants_table(results, "harmoniad").splitlines()[2:]
+    assert "50.0 ± 14.1 |" in reference and "| 1,234 |" in reference
+    assert "45.0 (+5.0)" in plain and plain.rstrip(" |").endswith("1.5")
+
+
+def test_a_choice_is_looked_at_where_it_was_not_made():
+    """What is best on a and b alone is chosen for c, and what it costs there is seen."""
+    results = {"harmoniad": {0: run_of()}, "fits-a-and-b": {0: run_of()}}
+    figures = results["fits-a-and-b"][0]["per_category"]
+    figures["a"]["pixel_ap"] = figures["b"]["pixel_ap"] = 0.7
+    figures["c"]["pixel_ap"] = 0.2
+    rows = rotation(results, "harmoniad")
+    assert [row["left_out"] for row in rows] == ["a", "b", "c"]
+    assert [row["chosen"] for row in rows] == ["harmoniad", "harmoniad", "fits-a-and-b"]
+    assert rows[2]["gain"]["pixel_ap"] == pytest.approx(-0.3)
+    assert rows[0]["gain"]["pixel_ap"] == 0
+
+
+def test_undefined_figures_are_left_out():
+    results = {"harmoniad": {0: run_of(pixel_ap=None)}}
+    assert "| - |" in " ".join(variants_table(results, "harmoniad").split())
+    assert "pixel_ap" not in rotation(results, "harmoniad")[0]["gain"]
+
+
+def test_variants_are_trained_compared_and_kept(tiny_config, tmp_path):
+    config = with_settings(
+        tiny_config, {"train.num_steps": 2, "cache.folder": str(tmp_path / "features")}
+    )
+    workdir = tmp_path / "ablation"
+    made = ablate(config, workdir, "--variants=plain,score-is-maximum", "--seeds=0,1")
+    assert made.returncode == 0, made.stderr
+    figures = json.loads((workdir / "ablation.json").read_text())
+    assert set(figures["runs"]) == {"harmoniad", "plain", "score-is-maximum"}
+    assert all(set(runs) == {"0", "1"} for runs in figures["runs"].values())
+    first, second = figures["runs"]["plain"].values()
+    assert first["parameters"] > 0 and first["flops"] > 0 and first["seconds"] > 0
+    assert first["mean"] != second["mean"]
+    # The evaluation alone: of the same run, with the same pixels.
+    reference, maximum = (
+        figures["runs"][name]["0"] for name in ("harmoniad", "score-is-maximum")
+    )
+    assert maximum["mean"]["pixel_ap"] == reference["mean"]["pixel_ap"]
+    assert maximum["seconds"] == 0
+    table = (workdir / "ablation.md").read_text()
+    assert table in made.stdout and "± " in table
+
+    # Nothing is made twice, and what is asked for later comes beside it.
+    made = ablate(config, workdir, "--variants=plain,no-mirror", "--seeds=0")
+    assert made.returncode == 0, made.stderr
+    assert "variant no-mirror, seed 0" in made.stderr
+    assert "variant plain" not in made.stderr and "variant harmoniad" not in made.stderr
+    again = json.loads((workdir / "ablation.json").read_text())["runs"]
+    assert again == figures["runs"] | {"no-mirror": again["no-mirror"]}
+
+    other = with_settings(config, {"train.batch_size": 16})
+    refused = ablate(other, workdir, "--variants=plain", "--seeds=0")
+    assert refused.returncode == 2
+    assert "was made with other settings; give another --workdir" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--variants=plane",), "variant 'plane' is unknown"),
+        (("--seeds=a",), "--seeds=a are no numbers, such as 0,1,2"),
+    ],
+)
+def test_a_mistake_is_one_line(tiny_config, tmp_path, arguments, message):
+    made = ablate(tiny_config, tmp_path / "ablation", *arguments)
+    assert made.returncode == 2
+    assert made.stderr.startswith("error: ") and message in made.stderr
+    assert made.stderr.count("\n") == 1
+    assert not (tmp_path / "ablation").exists()
