@@ -1,0 +1,99 @@
+"""Figures against severity, as tables and as a plot."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from harmoniad_jax.metrics import METRIC_NAMES
+from harmoniad_jax.report.figures import LIGHT, style
+from harmoniad_jax.report.tables import HEADINGS, markdown_table, percent
+from robustness.corruptions import CORRUPTIONS, SEVERITIES
+
+CLEAN = "clean"
+# What a run loses is summed up in these: ranking of images, of pixels, and of regions.
+SUMMARISED = ("image_auroc", "pixel_ap", "pixel_aupro")
+COLOURS = (LIGHT.curve, LIGHT.defective, LIGHT.good, LIGHT.ink)
+
+# run -> corruption -> the seven figures at each severity, one for CLEAN.
+Figures = Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]]
+
+
+def loss(figures: Figures, run: str, corruption: str, metric: str) -> float:
+    """By how much a figure falls, on average over the severities."""
+    (clean,) = figures[run][CLEAN]
+    return clean[metric] - statistics.fmean(one[metric] for one in figures[run][corruption])
+
+
+def tables(figures: Figures, corruptions: Sequence[str]) -> str:
+    """What each run loses to each corruption, and every figure, as Markdown."""
+    parts = [
+        "## What is lost",
+        "By how much a figure falls under a corruption, in percent points, on average "
+        "over its severities; the figures of clean images stand in the first row.",
+        _losses_table(figures, corruptions),
+        "## Every figure",
+    ]
+    for run in figures:
+        parts += [f"### {run}", _severities_table(figures, run, corruptions)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _losses_table(figures: Figures, corruptions: Sequence[str]) -> str:
+    columns = [(metric, run) for metric in SUMMARISED for run in figures]
+    headings = [f"{HEADINGS[metric]} {run}" for metric, run in columns]
+    rows = [["corruption", *headings]]
+    rows.append(
+        [CLEAN, *(percent(figures[run][CLEAN][0][metric]) for metric, run in columns)]
+    )
+    for name in corruptions:
+        losses = (loss(figures, run, name, metric) for metric, run in columns)
+        rows.append([name, *(f"{-100 * value:+.1f}" for value in losses)])
+    return markdown_table(rows)
+
+
+def _severities_table(figures: Figures, run: str, corruptions: Sequence[str]) -> str:
+    rows = [["corruption", "level", *(HEADINGS[name] for name in METRIC_NAMES)]]
+    for name in (CLEAN, *corruptions):
+        levels = ["-"]
+        if name != CLEAN:
+            unit = CORRUPTIONS[name].unit
+            levels = [f"{level:g} {unit}" for level in CORRUPTIONS[name].levels]
+        for level, one in zip(levels, figures[run][name], strict=True):
+            rows.append([name, level, *(percent(one[metric]) for metric in METRIC_NAMES)])
+    return markdown_table(rows)
+
+
+def plot(figures: Figures, corruptions: Sequence[str]) -> Figure:
+    """A row for each figure, a column for each corruption, a line for each run."""
+    with style():
+        size = (1.0 + 1.5 * len(corruptions), 0.6 + 1.3 * len(METRIC_NAMES))
+        figure = Figure(figsize=size, layout="constrained")
+        grid = figure.subplots(
+            *(len(METRIC_NAMES), len(corruptions)),
+            sharex=True,
+            sharey="row",
+            squeeze=False,
+        )
+        for row, metric in zip(grid, METRIC_NAMES, strict=True):
+            for axes, name in zip(row, corruptions, strict=True):
+                for index, (run, own) in enumerate(figures.items()):
+                    points = [*own[CLEAN], *own[name]]
+                    axes.plot(
+                        (0, *SEVERITIES),
+                        [one[metric] for one in points],
+                        color=COLOURS[index % len(COLOURS)],
+                        linestyle=("-", "--", ":")[index // len(COLOURS) % 3],
+                        label=run,
+                    )
+                axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            row[0].set_ylabel(HEADINGS[metric])
+            row[0].yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+            row[0].yaxis.set_major_locator(MaxNLocator(nbins=4))
+        for axes, name in zip(grid[0], corruptions, strict=True):
+            axes.set_title(name, color=LIGHT.ink, fontsize=9)
+        figure.supxlabel("Severity; 0 is the clean image", color=LIGHT.ink, fontsize=9)
+        lines, labels = grid[0, 0].get_legend_handles_labels()
+        figure.legend(lines, labels, loc="outside upper left", ncols=len(labels))
+    return figure

@@ -1,0 +1,129 @@
+"""scripts/benchmark_robustness.py: corruptions are what they say, and runs are compared."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+from benchmark_robustness import chosen_records, main, parse
+from PIL import Image
+from robustness.corruptions import CORRUPTIONS, SEVERITIES, corrupted
+from robustness.tables import loss
+
+from harmoniad_jax.data.preprocess import read_image, read_mask
+from harmoniad_jax.data.records import Record
+from harmoniad_jax.errors import UserError
+from harmoniad_jax.metrics import METRIC_NAMES
+
+
+@pytest.fixture
+def record(tmp_path):
+    """Grey hills, too smooth for chance to hide a shift, and a bright square as defect."""
+    y, x = np.mgrid[:240, :320]
+    hills = 100 + 30 * np.sin(x / 40) * np.cos(y / 50)
+    image = np.stack([hills, hills + 5, hills + 10], axis=-1).astype(np.uint8)
+    mask = np.zeros((240, 320), np.uint8)
+    mask[80:120, 120:180] = 255
+    image[mask > 0] = 220
+    for name, pixels in (("image.png", image), ("mask.png", mask)):
+        Image.fromarray(pixels).save(tmp_path / name)
+    return Record(
+        tmp_path / "image.png", "bottle", "bright", tmp_path / "mask.png", sha256="0"
+    )
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_more_severe_is_farther_from_the_image(record, name):
+    image = read_image(record.image).astype(int)
+    distances = []
+    for severity in SEVERITIES:
+        changed = corrupted(record, name, severity)
+        pixels = read_image(changed.image)
+        assert pixels.shape == image.shape and pixels.dtype == np.uint8
+        distances.append(np.abs(pixels - image).mean())
+        # What was known of the file no longer holds.
+        assert changed.sha256 is None and changed.is_anomalous
+    assert distances[0] > 0
+    assert distances[-1] > 1.5 * distances[0]
+    if not CORRUPTIONS[name].move:
+        assert distances == sorted(distances)
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_an_image_is_corrupted_in_one_way(record, name):
+    first, again = (read_image(corrupted(record, name, 3).image) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+
+
+def test_chance_is_that_of_the_image(record):
+    twin = dataclasses.replace(record, category="pill")
+    first, second = (read_image(corrupted(r, "noise", 3).image) for r in (record, twin))
+    assert not np.array_equal(first, second)
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+@pytest.mark.parametrize("severity", SEVERITIES)
+def test_masks_follow_their_defects(record, name, severity):
+    changed = corrupted(record, name, severity)
+    mask = read_mask(changed.mask)
+    if not CORRUPTIONS[name].move:
+        np.testing.assert_array_equal(mask, read_mask(record.mask))
+        return
+    image = read_image(changed.image).min(axis=-1)
+    # Where the mask is, the image is bright; at its border pixels were mixed.
+    assert 0.95 * 2400 < mask.sum() < 1.05 * 2400
+    bright = image > 175
+    assert (mask & bright).sum() > 0.95 * (mask | bright).sum()
+
+
+def test_levels_are_five_and_a_mistake_is_named():
+    assert {len(one.levels) for one in CORRUPTIONS.values()} == {len(SEVERITIES)}
+    with pytest.raises(UserError, match=r"'fog' is unknown; there are noise"):
+        parse(["runs/a", "--output=out", "--corruptions=fog"])
+    with pytest.raises(UserError, match="told apart by their names"):
+        parse(["runs/a", "other/a", "--output=out"])
+
+
+def test_images_are_taken_evenly_from_each_category():
+    records = [Record(f"{i}", "ab"[i % 2]) for i in range(20)]
+    chosen = chosen_records(records, 3)
+    assert [r.image for r in chosen["a"]] == ["0", "8", "18"]
+    assert len(chosen_records(records, 100)["b"]) == 10
+
+
+def test_loss_is_the_mean_fall_over_severities():
+    clean = dict.fromkeys(METRIC_NAMES, 0.9)
+    falls = [clean | {"pixel_ap": 0.9 - 0.1 * severity} for severity in SEVERITIES]
+    figures = {"a": {"clean": [clean], "noise": falls}}
+    assert loss(figures, "a", "noise", "pixel_ap") == pytest.approx(0.3)
+    assert loss(figures, "a", "noise", "image_auroc") == pytest.approx(0)
+
+
+def test_runs_are_evaluated_under_corruptions(trained_run, tmp_path, capsys):
+    for name in ("first", "second"):
+        shutil.copytree(trained_run.workdir, tmp_path / name)
+    output = tmp_path / "out"
+    arguments = [str(tmp_path / "first"), str(tmp_path / "second")]
+    arguments += [f"--output={output}", "--corruptions=noise,shift"]
+    main(arguments)
+    figures = json.loads((output / "robustness.json").read_text())["figures"]
+    assert figures["first"] == figures["second"]  # the same run
+    (clean,) = figures["first"]["clean"]
+    for name in METRIC_NAMES:
+        assert clean[name] == pytest.approx(trained_run.results["mean"][name])
+    assert len(figures["first"]["noise"]) == len(SEVERITIES)
+    assert figures["first"]["noise"][-1] != clean
+    text = (output / "robustness.md").read_text()
+    assert text in capsys.readouterr().out
+    assert "| noise" in text and "0.15 of white" in text
+    with Image.open(output / "robustness.png") as plot:
+        assert plot.width > 500
+
+    # What is there already is not evaluated again.
+    (tmp_path / "first").rename(tmp_path / "gone")
+    main(arguments)
+    with pytest.raises(SystemExit) as status:
+        main([*arguments, "--images=2"])
+    assert status.value.code == 2
+    assert "give another --output" in capsys.readouterr().err
