@@ -3,10 +3,11 @@
 python -m harmoniad_jax.train --config configs/btad.py --workdir runs/btad
 
 Prepares the data set first if need be, from what was downloaded to config.data.manual_dir.
+Another encoder: --config configs/btad.py:encoder=clip-b16, see configs/encoders.py.
 """
 
 from configs import common
 
 
-def get_config():
-    return common.dataset_config("btad")
+def get_config(arguments: str = ""):
+    return common.dataset_config(arguments, "btad")

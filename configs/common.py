@@ -8,6 +8,7 @@ import difflib
 
 from ml_collections import ConfigDict
 
+from configs.encoders import use_encoder
 from harmoniad_jax.config import default_config
 from harmoniad_jax.errors import UserError
 
@@ -17,10 +18,17 @@ def get_config() -> ConfigDict:
     return default_config()
 
 
-def dataset_config(*names: str) -> ConfigDict:
-    """The paper's setting on public data sets, in one model."""
+def dataset_config(arguments: str, *names: str) -> ConfigDict:
+    """The paper's setting on public data sets, in one model.
+
+    Args:
+      arguments: what stands behind the colon of `--config file.py:...`: "encoder=..."
+      *names: of the data sets.
+    """
     config = get_config()
     config.data.sources = names
+    given = parse_arguments(arguments, encoder=config.encoder.name)
+    use_encoder(config, given["encoder"])
     return config
 
 

@@ -11,14 +11,15 @@
 """
 
 from configs import common
+from configs.encoders import use_encoder
 
 
 def get_config(arguments: str = ""):
-    """`root`: the folder. `encoder`: a local folder or the name of a hub model."""
+    """`root`: the folder. `encoder`: see `encoders.use_encoder`."""
     config = common.get_config()
     given = common.parse_arguments(arguments, root="", encoder=config.encoder.name)
     config.data.root = given["root"]
-    config.encoder.name = given["encoder"]
+    use_encoder(config, given["encoder"])
     # Products of one's own are few: a short run is enough, and its cost is seen first.
     config.train.num_steps = 1000
     return config

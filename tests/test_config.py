@@ -24,7 +24,8 @@ from harmoniad_jax.training.checks import config_problems
 from harmoniad_jax.training.setup import resolve_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-CONFIG_NAMES = sorted(path.stem for path in CONFIGS.glob("[!_]*.py"))
+NOT_CONFIGS = {"__init__", "encoders"}
+CONFIG_NAMES = sorted({path.stem for path in CONFIGS.glob("*.py")} - NOT_CONFIGS)
 FIELDS = dict(field_types(Config))
 
 

@@ -1,0 +1,55 @@
+"""The four published CLIP models and how each is best read, by short name.
+
+    python -m harmoniad_jax.train --config configs/mvtec.py:encoder=clip-b16 ...
+
+Each is read at eight mid-depth blocks, and at a side that gives a grid of at least 14 x 14
+patches, up to the 24 x 24 that CLIP itself was published with: what is smaller than a patch
+is hard to find. Where the side is not the one that a model was trained at, its position
+embeddings are resized when it is loaded. docs/method.md tells more.
+"""
+
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+BASE_BLOCKS = (3, 4, 5, 6, 7, 8, 9, 10)
+LARGE_BLOCKS = (5, 7, 9, 11, 13, 15, 17, 19)
+
+
+class ClipModel(NamedTuple):
+    """A published model.
+
+    Attributes:
+      name: on the model hub.
+      patch: in pixels.
+      native_side: that it was trained at, in pixels.
+      side: recommended here, in pixels.
+      taps: blocks to read, of 12 or 24.
+    """
+
+    name: str
+    patch: int
+    native_side: int
+    side: int
+    taps: tuple[int, ...]
+
+
+CLIP_MODELS = {
+    "clip-b32": ClipModel("openai/clip-vit-base-patch32", 32, 224, 448, BASE_BLOCKS),
+    "clip-b16": ClipModel("openai/clip-vit-base-patch16", 16, 224, 336, BASE_BLOCKS),
+    "clip-l14": ClipModel("openai/clip-vit-large-patch14", 14, 224, 336, LARGE_BLOCKS),
+    "clip-l14-336": ClipModel(
+        "openai/clip-vit-large-patch14-336", 14, 336, 336, LARGE_BLOCKS
+    ),
+}
+
+
+def use_encoder(config: ConfigDict, encoder: str) -> None:
+    """Sets the encoder: one of `CLIP_MODELS`, a local folder, or a name on the hub."""
+    if encoder not in CLIP_MODELS:
+        config.encoder.name = encoder
+        return
+    model = CLIP_MODELS[encoder]
+    config.encoder.name = model.name
+    config.encoder.taps = model.taps
+    config.data.image_side = model.side
