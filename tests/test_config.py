@@ -15,6 +15,7 @@ from harmoniad_jax.config import (
     differences,
     parse_config,
     unknown_field,
+    with_settings,
 )
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.fields import field_types, type_name
@@ -307,6 +308,14 @@ def test_all_differences_are_named():
         "config.train.seed is 1 but was 0",
     ]
     assert differences(given, given) == []
+
+
+def test_settings_change_by_dotted_name():
+    config = with_settings(Config(), {"train.seed": 7, "encoder.untrained.width": 32})
+    assert (config.train.seed, config.encoder.untrained.width) == (7, 32)
+    assert with_settings(config, {}) == config
+    with pytest.raises(UserError, match="config.trian is no setting"):
+        with_settings(Config(), {"trian.seed": 7})
 
 
 # Config files.

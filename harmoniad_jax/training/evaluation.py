@@ -316,4 +316,6 @@ def _write_results(results: dict[str, Any], path: Path) -> None:
 def _undefined_to_none(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _undefined_to_none(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_undefined_to_none(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value

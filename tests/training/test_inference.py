@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import scipy.ndimage
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,6 +24,7 @@ from run_helpers import changed, rewritten
 
 import harmoniad_jax
 from harmoniad_jax.config import parse_config
+from harmoniad_jax.data.pipeline import read_masks
 from harmoniad_jax.data.preprocess import read_image
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.training.calibration import Calibration
@@ -113,6 +115,23 @@ def test_verdicts_are_those_that_evaluation_reports(model, run, trained_run):
                 assert expected["precision"] == (called & labels).sum() / called.sum()
             else:
                 assert expected["precision"] is None or math.isnan(expected["precision"])
+
+
+def test_a_defect_is_found_where_it_gets_a_box(run, model, trained_run):
+    """`defect_sizes` counts as `predict` draws, at the same threshold."""
+    sizes, found, defects = trained_run.results["defect_sizes"], 0, 0
+    for record in run.dataset.test:
+        if record.mask is None:
+            continue
+        (result,) = model.predict([record.image], category=record.category)
+        (mask,), _, _ = read_masks([record], result.anomaly_map.shape[0], "half")
+        regions, count = scipy.ndimage.label(mask, np.ones((3, 3)))
+        above = result.anomaly_map > result.pixel_threshold
+        found += len(set(regions[above & mask]))
+        defects += count
+    assert sum(size["num_defects"] for size in sizes["all"]) == defects
+    recalled = sum(s["num_defects"] * (s["recall"] or 0) for s in sizes["all"])
+    assert recalled == pytest.approx(found)
 
 
 def test_results_say_what_thresholds_achieve(run, trained_run):

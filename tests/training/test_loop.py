@@ -82,6 +82,28 @@ def test_streamed_figures_are_within_their_bounds(finished, tmp_path):
             found = streamed["per_category"][category][name]
             assert abs(found - figures[name]) <= bounds[name] + 1e-12, (category, name)
             assert bounds[name] < 0.01
+    for got, whole in zip(
+        streamed["defect_sizes"]["all"], exact["defect_sizes"]["all"], strict=True
+    ):
+        assert got["num_defects"] == whole["num_defects"]
+        assert got["overlap"] == pytest.approx(whole["overlap"], abs=0.03)
+
+
+def test_defects_of_all_sizes_are_counted_and_their_mean_is_aupro(finished):
+    _, workdir, results = finished
+    sizes = results["defect_sizes"]
+    assert json.loads((workdir / "results.json").read_text())["defect_sizes"] == sizes
+    for category, figures in results["per_category"].items():
+        quartiles = sizes["per_category"][category]
+        count = sum(quartile["num_defects"] for quartile in quartiles)
+        overlap = sum(
+            quartile["num_defects"] * quartile["overlap"]
+            for quartile in quartiles
+            if quartile["num_defects"]
+        )
+        assert overlap / count == pytest.approx(figures["pixel_aupro"])
+    # Nothing was held out, so there is no threshold that could find them.
+    assert all(quartile["recall"] is None for quartile in sizes["all"])
 
 
 def test_training_lowers_the_loss(tiny_config, tmp_path):
