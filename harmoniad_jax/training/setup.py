@@ -35,6 +35,7 @@ from harmoniad_jax.training.sharding import (
     make_mesh,
     place,
     replicate,
+    shardings_of,
     split_over_model,
 )
 from harmoniad_jax.training.state import TrainState, create_state
@@ -75,7 +76,7 @@ class Run:
 
     def new_state(self) -> TrainState:
         """The state before the first step, on all devices of the mesh."""
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state())
+        shardings = shardings_of(self.abstract_state())
         return jax.jit(self.initial_state, out_shardings=shardings)()
 
     def place_encoder(self) -> Any:

@@ -103,6 +103,11 @@ def abstract_on(shardings: Any, tree: Any) -> Any:
     )
 
 
+def shardings_of(tree: Any) -> Any:
+    """The sharding of every array of a pytree, or of every shape from `abstract_on`."""
+    return jax.tree.map(lambda leaf: leaf.sharding, tree)
+
+
 def place(shardings: Any, tree: Any) -> Any:
     """Copies host arrays, the same on every process, to where they live.
 

@@ -25,6 +25,7 @@ from harmoniad_jax.training.sharding import (
     place,
     replicated,
     shard_batch,
+    shardings_of,
 )
 from harmoniad_jax.training.state import TrainState
 
@@ -81,7 +82,7 @@ def make_stepper(run: Run, encoder_params: Any) -> Stepper:
         process_count=1 if on_device else jax.process_count(),
     )
     state = run.abstract_state()
-    state_sharding = jax.tree.map(lambda leaf: leaf.sharding, state)
+    state_sharding = shardings_of(state)
 
     def compiled(function: Callable, shardings: tuple, *arguments: Any):
         """A step whose state is donated; what follows it has these shardings."""
@@ -125,10 +126,8 @@ def make_stepper(run: Run, encoder_params: Any) -> Stepper:
         images = jax.ShapeDtypeStruct(
             (settings.batch_size, side, side, 3), np.uint8, sharding=split
         )
-        encoder_sharding = jax.tree.map(lambda leaf: leaf.sharding, encoder_params)
-        call = compiled(
-            run.steps.train_step, (encoder_sharding, split), encoder_params, images
-        )
+        shardings = (shardings_of(encoder_params), split)
+        call = compiled(run.steps.train_step, shardings, encoder_params, images)
 
         def advance(state: TrainState, steps: int) -> tuple[TrainState, Metrics]:
             assert steps == 1

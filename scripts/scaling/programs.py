@@ -18,6 +18,7 @@ from harmoniad_jax.training.sharding import (
     batched,
     make_mesh,
     replicated,
+    shardings_of,
     split_over_model,
 )
 from harmoniad_jax.training.step import Steps
@@ -93,7 +94,7 @@ def compile_step(run: Run, program: str) -> Program:
     else:
         images = jax.ShapeDtypeStruct((batch, side, side, 3), np.uint8, sharding=split)
         arguments = (abstract_encoder_params(run), images)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    shardings = shardings_of(state)
 
     def lower(steps: Steps) -> jax.stages.Lowered:
         step = steps.update if program == "features" else steps.train_step

@@ -25,6 +25,7 @@ from harmoniad_jax.training.evaluation import evaluate_run
 from harmoniad_jax.training.identity import Identity
 from harmoniad_jax.training.loop import train_and_evaluate
 from harmoniad_jax.training.setup import prepare_run
+from harmoniad_jax.training.sharding import shardings_of
 
 ITEMS = ("calibration", "identity", "integrity", "iterator", "progress")
 
@@ -185,7 +186,7 @@ def test_any_mesh_writes_and_reads_the_same(identity, tmp_path):
     for number, sharding in enumerate(placements()):
         state = state_at(5)
         abstract = abstract_like(state, sharding)
-        placed = jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, abstract))
+        placed = jax.device_put(state, shardings_of(abstract))
         workdir = tmp_path / str(number)
         with Checkpoints(workdir) as checkpoints:
             checkpoints.save(placed, {"next": 5}, identity)

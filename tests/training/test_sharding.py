@@ -17,6 +17,7 @@ from harmoniad_jax.training.sharding import (
     make_mesh,
     replicated,
     shard_batch,
+    shardings_of,
 )
 
 STEPS = 3
@@ -40,7 +41,7 @@ def run_on(config, data: int, model: int, **settings):
 def compiled_update(config, data: int, model: int):
     run = run_on(config, data, model)
     abstract = run.abstract_state()
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    shardings = shardings_of(abstract)
     update = jax.jit(
         run.steps.update,
         in_shardings=(shardings, batched(run.mesh)),
