@@ -80,6 +80,7 @@ def config(tiny_config, tmp_path_factory):
     """Half of each category held out, images read in every step, a report at the end."""
     config = changed(tiny_config, "calibration", holdout=0.4)
     config = changed(config, "evaluation", report=True)
+    config = changed(config, "data", categories=("fabric", "tablet"))
     folder = str(tmp_path_factory.mktemp("features"))
     return changed(config, "cache", folder=folder)
 
