@@ -27,8 +27,7 @@ def dataset_config(arguments: str, *names: str) -> ConfigDict:
     """
     config = get_config()
     config.data.sources = names
-    given = parse_arguments(arguments, encoder=config.encoder.name)
-    use_encoder(config, given["encoder"])
+    use_encoder(config, parse_arguments(arguments, encoder="")["encoder"])
     return config
 
 

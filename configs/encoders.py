@@ -8,9 +8,12 @@ is hard to find. Where the side is not the one that a model was trained at, its 
 embeddings are resized when it is loaded. docs/method.md tells more.
 """
 
+from pathlib import Path
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
+
+from harmoniad_jax.errors import UserError
 
 BASE_BLOCKS = (3, 4, 5, 6, 7, 8, 9, 10)
 LARGE_BLOCKS = (5, 7, 9, 11, 13, 15, 17, 19)
@@ -45,11 +48,25 @@ CLIP_MODELS = {
 
 
 def use_encoder(config: ConfigDict, encoder: str) -> None:
-    """Sets the encoder: one of `CLIP_MODELS`, a local folder, or a name on the hub."""
-    if encoder not in CLIP_MODELS:
+    """Sets the encoder: one of `CLIP_MODELS`, a local folder, or a name on the hub.
+
+    The hub's own name of one of these models stands for the same settings. An empty name
+    leaves the default, whose settings follow from the encoder when it is read.
+
+    Raises:
+      UserError: a short name that there is not.
+    """
+    if not encoder:
+        return
+    models = CLIP_MODELS | {model.name: model for model in CLIP_MODELS.values()}
+    if encoder not in models:
+        if encoder.startswith("clip-") and not Path(encoder).is_dir():
+            raise UserError(
+                f"encoder={encoder} is no folder and none of {', '.join(CLIP_MODELS)}."
+            )
         config.encoder.name = encoder
         return
-    model = CLIP_MODELS[encoder]
+    model = models[encoder]
     config.encoder.name = model.name
     config.encoder.taps = model.taps
     config.data.image_side = model.side

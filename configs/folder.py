@@ -17,7 +17,7 @@ from configs.encoders import use_encoder
 def get_config(arguments: str = ""):
     """`root`: the folder. `encoder`: see `encoders.use_encoder`."""
     config = common.get_config()
-    given = common.parse_arguments(arguments, root="", encoder=config.encoder.name)
+    given = common.parse_arguments(arguments, root="", encoder="")
     config.data.root = given["root"]
     use_encoder(config, given["encoder"])
     # Products of one's own are few: a short run is enough, and its cost is seen first.

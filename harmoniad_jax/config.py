@@ -224,8 +224,9 @@ class EvaluationConfig:
     # "half": a cell is defective where half of it is. "any": where any of it is, which
     # grows every defect; only to compare with older tables.
     mask_rule: str = "half"
-    # Compute figures batch by batch, in memory that does not grow with the number of
-    # images; the pixel figures are then within a bound that is reported.
+    # Compute figures batch by batch, in memory that hardly grows with the number of
+    # images; the pixel figures are then within a bound that is reported, and overlaps by
+    # the size of defects within 1/64.
     streaming: bool = False
     # Write `report/index.html`.
     report: bool = True
@@ -372,6 +373,8 @@ def with_settings(config: Config, changes: Mapping[str, Any]) -> Config:
         group = values
         for part in groups:
             group = group.setdefault(part, {})
+            if not isinstance(group, dict):
+                raise UserError(f"{unknown_field(path)}.")
         group[name] = value
     return parse_config(values)
 

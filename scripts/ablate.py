@@ -4,34 +4,38 @@
         --variants harmoniad,plain,no-mirror \
         --config configs/folder.py:root=photos,encoder=weights/dinov2-small
 
-Without --variants all of ablation/variants.py are made, which also holds what each of them
-changes; the first of them, the method as it is, is what the others are compared with. Any
-setting can be changed for all of them: --config.train.num_steps=300.
+Without --variants all of ablation/variants.py are made that fit the encoder; that file also
+holds what each of them changes. The first of them, the method as it is, is what the others
+are compared with. Any setting can be changed for all of them, such as
+--config.train.num_steps=300; reports are not written.
 
-Each image is encoded once for all runs (`config.cache`). After every run ablation.json and
-ablation.md are written anew, with what is there. Interrupted, the same command goes on
-where it was, and it takes up more variants or seeds later.
+A training image is encoded once for all variants that read the encoder alike
+(`config.cache`). After every run ablation.json and ablation.md are written anew, with what
+is there. Interrupted, the same command goes on where it was, and it takes up more variants
+or seeds later.
 """
 
 import datetime
 import json
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-from ablation.tables import rotation, rotation_table, summarise, variants_table
+from ablation.tables import choices_table, leave_one_out, summarise, variants_table
 from ablation.variants import REFERENCE, VARIANTS, choose, is_trained, tap_variants
 from absl import flags
 from ml_collections import config_flags
 
 from harmoniad_jax import cli
-from harmoniad_jax.config import Config, with_settings
+from harmoniad_jax.config import Config, differences, parse_config, with_settings
 from harmoniad_jax.data.records import Dataset
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.report.summary import read_run
 from harmoniad_jax.training.compilation import flops
+from harmoniad_jax.training.datasets import open_dataset
 from harmoniad_jax.training.evaluation import evaluate, restore_run
 from harmoniad_jax.training.loop import train_and_evaluate
 from harmoniad_jax.training.setup import describe, prepare_run, resolve_config
@@ -39,23 +43,38 @@ from harmoniad_jax.training.startup import start
 
 logger = logging.getLogger("harmoniad_jax.ablate")
 
-KEPT = "ablation.json"  # of each run and, over all of them, in the folder of the runs
+KEPT = "kept.json"  # of a run, in its folder
+FIGURES = "ablation.json"  # of all, in the folder of the runs
 
 
 class Ablation:
     """The runs of some variants and seeds in one folder."""
 
     def __init__(self, base: Config, workdir: Path, names: list[str], seeds: list[int]):
-        """Checks all settings before the first run.
+        """Checks everything before the first run.
+
+        Args:
+          base: settings of all variants.
+          workdir: folder of the runs.
+          names: of the variants; empty for all that fit the encoder.
+          seeds: of each variant.
 
         Raises:
-          UserError: an unknown variant, or settings that do not go together.
+          UserError: an unknown variant, settings that do not go together, no test images.
         """
         self._base, self._workdir, self._seeds = base, workdir, seeds
         self._known = VARIANTS | tap_variants(describe(base))
         self._chosen = choose(names, self._known)
-        for name in self._chosen:
-            resolve_config(self._config(name, seeds[0]))
+        for name in list(self._chosen):
+            try:
+                config, _ = resolve_config(self._config(name, seeds[0]))
+            except UserError as error:
+                if names or name == REFERENCE:
+                    raise UserError(f"variant {name!r}: {error}") from None
+                logger.info("variant %s does not fit and is left out: %s", name, error)
+                del self._chosen[name]
+        if not open_dataset(config).test:
+            raise UserError("the data set has no test images: there is nothing to compare.")
 
     def run(self) -> str:
         """Makes the runs that are not there yet; returns the tables."""
@@ -78,10 +97,10 @@ class Ablation:
         config, folder = self._config(name, seed), self._folder(name, seed)
         kept = folder / KEPT
         if kept.is_file():
-            if json.loads(kept.read_text())["config_hash"] != config.hash:
+            if problems := _differences(json.loads(kept.read_text()), config):
                 raise UserError(
-                    f"{folder} was made with other settings; give another --workdir, or "
-                    "delete it."
+                    f"{folder} was made with other settings: {'; '.join(problems)}. Give "
+                    "another --workdir, or delete it."
                 )
             return
         logger.info("variant %s, seed %d", name, seed)
@@ -95,74 +114,80 @@ class Ablation:
             results = evaluate(*restore_run(reference, changes), folder)
         # What was compiled for one variant is of no use to the next.
         jax.clear_caches()
-        result = {
-            "config_hash": config.hash,
+        run = {
             "variant": name,
             "seed": seed,
-            "settings": dict(changes),
+            "changes": dict(changes),
+            "config": config.to_dict(),
+            "date": str(datetime.date.today()),
+            "device": f"{jax.device_count()} {jax.devices()[0].device_kind}",
             **_cost(config),
             "seconds": read_run(folder).seconds if trains else 0.0,
             **{key: results[key] for key in ("step", "mean", "per_category")},
         }
-        _write_text(kept, json.dumps(result, indent=2) + "\n")
+        _write_text(kept, json.dumps(run, indent=2) + "\n")
 
     def _results(self) -> dict[str, dict[int, Any]]:
         """variant -> seed -> what is kept of a run: of this call and of those before."""
-        kept = [json.loads(path.read_text()) for path in self._workdir.glob(f"*/{KEPT}")]
-        runs = {(run["variant"], run["seed"]): run for run in kept}
         results: dict[str, dict[int, Any]] = {}
         for name in self._known:
-            for seed in sorted(seed for variant, seed in runs if variant == name):
-                run = runs[name, seed]
-                if run["config_hash"] == self._config(name, seed).hash:
-                    results.setdefault(name, {})[seed] = run
+            for path in sorted(self._workdir.glob(f"{name}-*/{KEPT}")):
+                run = json.loads(path.read_text())
+                if run["variant"] != name:
+                    continue  # the name of another begins with this one's
+                if _differences(run, self._config(name, run["seed"])):
+                    logger.warning("%s has other settings: left out", path.parent)
+                    continue
+                results.setdefault(name, {})[run["seed"]] = run
         return results
 
     def _write(self) -> str:
+        """Writes tables and figures of what is there; returns the tables."""
         results = self._results()
-        choices = rotation(results, REFERENCE)
-        tables = {
-            "title": self._title(),
-            "variants": variants_table(results, REFERENCE),
-            "rotation": rotation_table(choices),
-        }
-        text = _MARKDOWN.format(reference=REFERENCE, **tables)
+        choices = leave_one_out(results, REFERENCE)
+        parts = [self._title(results), _EXPLANATION, variants_table(results, REFERENCE)]
+        if choices:
+            parts += [_CHOICES, choices_table(choices)]
+        text = "\n\n".join(parts).replace("REFERENCE", f"`{REFERENCE}`") + "\n"
         _write_text(self._workdir / "ablation.md", text)
         figures = {
-            "title": self._title(),
             "config": self._base.to_dict(),
             "reference": REFERENCE,
             "variants": summarise(results, REFERENCE),
-            "rotation": choices,
+            "leave_one_out": choices,
             "runs": results,
         }
-        path = self._workdir / KEPT
-        _write_text(path, json.dumps(figures, indent=2) + "\n")
+        _write_text(self._workdir / FIGURES, json.dumps(figures, indent=2) + "\n")
         return text
 
-    def _title(self) -> str:
+    def _title(self, results: dict[str, dict[int, Any]]) -> str:
+        runs = [run for seeds in results.values() for run in seeds.values()]
+        dates, devices = (
+            ", ".join(sorted({run[key] for run in runs})) for key in ("date", "device")
+        )
         train = self._base.train
-        kind = jax.devices()[0].device_kind
         return (
-            f"{datetime.date.today()}, {jax.device_count()} {kind}, "
-            f"encoder {Path(self._base.encoder.name).name}, {train.num_steps} steps of "
-            f"{train.batch_size} images."
+            f"{dates}, {devices}, encoder {Path(self._base.encoder.name).name}, "
+            f"{train.num_steps} steps of {train.batch_size} images."
         )
 
 
-_MARKDOWN = """\
-{title}
-
+_EXPLANATION = """\
 In percent: mean over the categories and, with several seeds, over those; ± one standard
-deviation over seeds; in brackets the difference from `{reference}`, seed by seed.
+deviation over seeds; in brackets the difference from REFERENCE, seed by seed."""
 
-{variants}
+_CHOICES = """\
+Chosen on all categories but one, and looked at on that one: by how much the variant that
+gains most on the others is above REFERENCE there, in percent points."""
 
-Chosen on all categories but one, and looked at on that one: by how much the variant with
-the best mean of these figures on the others is above `{reference}`, in percent points.
 
-{rotation}
-"""
+def _differences(run: Mapping[str, Any], config: Config) -> list[str]:
+    """In what a kept run differs from what is asked for; paths may."""
+    stored = parse_config(run["config"])
+    problems = differences(stored, config)
+    if not problems and stored.evaluation != config.evaluation:
+        problems = ["config.evaluation is another"]
+    return problems
 
 
 def _cost(config: Config) -> dict[str, Any]:
@@ -188,22 +213,27 @@ def main() -> None:
     config = config_flags.DEFINE_config_file("config", None, "The config file to run.")
     workdir = flags.DEFINE_string("workdir", None, "Folder of the runs, made if absent.")
     names = flags.DEFINE_list("variants", [], "Names with commas; all if empty.")
-    seeds = flags.DEFINE_list("seeds", ["0"], "Numbers with commas.")
+    seeds = flags.DEFINE_list(
+        "seeds", None, "Numbers with commas (default: config.train.seed)."
+    )
     flags.mark_flags_as_required(["config", "workdir"])
 
     def run() -> None:
-        if not seeds.value or not all(seed.isdecimal() for seed in seeds.value):
-            raise UserError(
-                f"--seeds={','.join(seeds.value)} are no numbers, such as 0,1,2."
-            )
+        given = ",".join(seeds.value or ["0"])
+        if not all(seed.isdecimal() for seed in given.split(",")):
+            raise UserError(f"--seeds={given} are no numbers, such as 0,1,2.")
         base = cli.read_config(config)
         start(None, None, None)
+        if jax.process_count() > 1:
+            raise UserError("an ablation is made by a single process, and there are more.")
         folder = Path(workdir.value).expanduser()
-        numbers = list(dict.fromkeys(map(int, seeds.value)))
+        numbers = [base.train.seed]
+        if seeds.value:
+            numbers = list(dict.fromkeys(map(int, seeds.value)))
         ablation = Ablation(base, folder, names.value, numbers)
         folder.mkdir(parents=True, exist_ok=True)
         print(ablation.run())
-        print(f"The figures are in {folder / KEPT}")
+        print(f"The figures are in {folder / FIGURES}")
 
     cli.run(run, continues=True)
 

@@ -3,19 +3,22 @@
     python scripts/benchmark_robustness.py runs/harmoniad runs/plain --output robustness
 
 Corruptions are those of robustness/corruptions.py: noise, blur, JPEG, brightness, contrast,
-uneven lighting, rotation and shift, applied to the images as they are on disk; masks follow
-where pixels move. Nothing is trained or calibrated again. The output folder gets the seven
-figures of every run, corruption and severity as robustness.json, tables as robustness.md
-and a plot of figures against severity as robustness.png. Interrupted, the same command
-goes on where it was.
+uneven lighting, rotation and shift, applied to the images as they are on disk, before they
+are scaled; masks follow where pixels move. A defect that is moved out of the picture leaves
+its image defective, which only counts in the image figures then. Nothing is trained; the
+maps are standardised as for clean images. The output folder gets the seven figures of every
+run, corruption and severity as robustness.json, tables as robustness.md and a plot of
+figures against severity as robustness.png. Interrupted, the same command goes on where it
+was.
 """
 
+import argparse
 import json
 import logging
+import math
 import os
-import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,73 +28,94 @@ from robustness.corruptions import CORRUPTIONS, SEVERITIES, corrupted
 from robustness.tables import CLEAN, plot, tables
 
 from harmoniad_jax.data.records import Record
-from harmoniad_jax.errors import USER_ERROR_STATUS, UserError
+from harmoniad_jax.errors import INTERRUPTED_STATUS, USER_ERROR_STATUS, UserError
 from harmoniad_jax.metrics import METRIC_NAMES, mean_metrics
 from harmoniad_jax.report.figures import PNG_DPI, style
+from harmoniad_jax.training.checkpoint_folders import has_checkpoints
 from harmoniad_jax.training.evaluation import Restored, restore_run
 from harmoniad_jax.training.measuring import measure
 from harmoniad_jax.training.prediction import Predictor
 from harmoniad_jax.training.startup import start
 
-# run -> corruption -> the seven figures at each severity; CLEAN has a single one.
-Figures = dict[str, dict[str, list[dict[str, float]]]]
 
-
-def chosen_records(records: Sequence[Record], most: int) -> dict[str, list[Record]]:
-    """Test images by category, at most so many of each, evenly taken."""
+def chosen_records(records: Sequence[Record], most: int | None) -> dict[str, list[Record]]:
+    """Test images by category, at most so many of each, evenly taken; None: all."""
     categories: dict[str, list[Record]] = {}
     for record in records:
         categories.setdefault(record.category, []).append(record)
     for name, found in categories.items():
-        rows = np.linspace(0, len(found) - 1, min(most, len(found))).round().astype(int)
+        count = min(most or len(found), len(found))
+        rows = np.linspace(0, len(found) - 1, count).round().astype(int)
         categories[name] = [found[row] for row in rows]
     return categories
 
 
-def evaluate(
+def mean_figures(
     restored: Restored, predictor: Predictor, records: dict[str, list[Record]], title: str
-) -> dict[str, float]:
-    """The seven figures, means over the categories."""
+) -> dict[str, float | None]:
+    """The seven figures, means over the categories; None where undefined."""
     per_category = {
         name: measure(restored.run, predictor, f"{title}, {name}", found).figures
         for name, found in records.items()
     }
     means = mean_metrics(per_category)
-    return {name: means[name] for name in METRIC_NAMES}
+    return {name: None if math.isnan(means[name]) else means[name] for name in METRIC_NAMES}
 
 
-def evaluate_all(options: Any, figures: Figures, save: Any) -> None:
-    """Fills in what is not there yet, and saves it after every corruption."""
-    for workdir in options.workdirs:
-        own = figures.setdefault(workdir.name, {})
-        missing = [name for name in (CLEAN, *options.corruptions) if name not in own]
-        if not missing:
-            continue
-        restored = restore_run(workdir)
-        if not restored.run.dataset.test:
-            raise UserError(f"{workdir} was trained on a data set without test images.")
-        predictor = Predictor(*restored[:3])
-        records = chosen_records(restored.run.dataset.test, options.images)
-        for name in missing:
-            if name == CLEAN:
-                own[name] = [evaluate(restored, predictor, records, CLEAN)]
-            else:
-                own[name] = [
-                    evaluate(
-                        restored,
-                        predictor,
-                        {
-                            category: [corrupted(r, name, severity) for r in found]
-                            for category, found in records.items()
-                        },
-                        f"{name} {severity}",
-                    )
-                    for severity in SEVERITIES
-                ]
+def fill_in(
+    workdir: Path,
+    corruptions: Sequence[str],
+    images: int | None,
+    kept: dict[str, Any],
+    save: Callable[[], None],
+) -> None:
+    """Evaluates a run where that was not done yet, and saves after every corruption.
+
+    Args:
+      workdir: folder of the run.
+      corruptions: names.
+      images: of each category, at most; None: all.
+      kept: what is known of the run: "run", which it is, and "figures", by corruption the
+        seven figures at each severity.
+      save: writes all that is known.
+
+    Raises:
+      UserError: what is kept is of another run, or there are no test images.
+    """
+    restored = restore_run(workdir)
+    state, settings = restored.state, restored.run.config
+    if int(state.step) < settings.train.num_steps:
+        raise UserError(f"{workdir} is not trained to its end; finish it first.")
+    if not restored.run.dataset.test:
+        raise UserError(f"{workdir} was trained on a data set without test images.")
+    this = {"step": int(state.step), "config_hash": settings.hash}
+    if kept.setdefault("run", this) != this:
+        raise UserError(
+            f"the figures that are kept of {workdir.name} are of another run of that name; "
+            "give another --output."
+        )
+    figures = kept.setdefault("figures", {})
+    predictor = Predictor(*restored[:3])
+    records = chosen_records(restored.run.dataset.test, images)
+
+    def under(name: str, severity: int) -> dict[str, float | None]:
+        changed = {
+            category: [corrupted(record, name, severity) for record in found]
+            for category, found in records.items()
+        }
+        return mean_figures(restored, predictor, changed, f"{name} {severity}")
+
+    for name in (CLEAN, *corruptions):
+        if name not in figures:
+            figures[name] = (
+                [mean_figures(restored, predictor, records, CLEAN)]
+                if name == CLEAN
+                else [under(name, severity) for severity in SEVERITIES]
+            )
             save()
 
 
-def parse(arguments: Sequence[str] | None) -> Any:
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options.
 
     Raises:
@@ -101,31 +125,35 @@ def parse(arguments: Sequence[str] | None) -> Any:
     add = parser.add_argument
     add("workdirs", nargs="+", type=Path, help="folders of trained runs")
     add("--output", type=Path, required=True, help="folder for tables and plot")
-    add("--images", type=whole_number, default=10**9, help="of each category, at most")
+    add("--images", type=whole_number, help="of each category, at most (default: all)")
     add("--corruptions", default=",".join(CORRUPTIONS), help="names with commas")
     options = parser.parse_args(arguments)
-    options.corruptions = [name for name in options.corruptions.split(",") if name]
+    options.workdirs = [workdir.expanduser().resolve() for workdir in options.workdirs]
+    options.corruptions = options.corruptions.split(",")
     for name in options.corruptions:
         if name not in CORRUPTIONS:
             raise UserError(
                 f"corruption {name!r} is unknown; there are {', '.join(CORRUPTIONS)}."
             )
+    for workdir in options.workdirs:
+        if not has_checkpoints(workdir):
+            raise UserError(f"{workdir} holds no checkpoint of a run.")
     names = [workdir.name for workdir in options.workdirs]
     if len(set(names)) < len(names):
         raise UserError(f"runs are told apart by their names, but got {', '.join(names)}.")
     return options
 
 
-def run(options: Any) -> str:
+def run(options: argparse.Namespace) -> str:
     """Evaluates, writes everything, and returns the tables."""
     path = options.output / "robustness.json"
-    kept = {"images": options.images, "figures": {}}
+    kept = {"images": options.images, "runs": {}}
     if path.is_file():
         kept = json.loads(path.read_text())
         if kept["images"] != options.images:
             raise UserError(
-                f"{path} was made with --images={kept['images']}; give another --output, "
-                "or delete it."
+                f"{path} was made with {kept['images'] or 'all'} images of each category; "
+                "give another --output, or delete it."
             )
     options.output.mkdir(parents=True, exist_ok=True)
 
@@ -134,9 +162,11 @@ def run(options: Any) -> str:
         temporary.write_text(json.dumps(kept, indent=2) + "\n")
         os.replace(temporary, path)
 
-    evaluate_all(options, kept["figures"], save)
+    for workdir in options.workdirs:
+        of_this = kept["runs"].setdefault(workdir.name, {})
+        fill_in(workdir, options.corruptions, options.images, of_this, save)
     names = [workdir.name for workdir in options.workdirs]
-    figures = {name: kept["figures"][name] for name in names}
+    figures = {name: kept["runs"][name]["figures"] for name in names}
     text = tables(figures, options.corruptions)
     (options.output / "robustness.md").write_text(text)
     with style():
@@ -147,7 +177,7 @@ def run(options: Any) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command's entry point."""
-    logging.getLogger("harmoniad_jax").setLevel(logging.ERROR)
+    logging.getLogger("harmoniad_jax").setLevel(logging.WARNING)
     try:
         options = parse(arguments)
         start(None, None, None)
@@ -158,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(USER_ERROR_STATUS)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+        sys.exit(INTERRUPTED_STATUS)
 
 
 if __name__ == "__main__":

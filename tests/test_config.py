@@ -316,6 +316,8 @@ def test_settings_change_by_dotted_name():
     assert with_settings(config, {}) == config
     with pytest.raises(UserError, match="config.trian is no setting"):
         with_settings(Config(), {"trian.seed": 7})
+    with pytest.raises(UserError, match=r"config.train.seed.x is no setting"):
+        with_settings(Config(), {"train.seed.x": 7})
 
 
 # Config files.

@@ -9,6 +9,7 @@ from configs import folder, joint, mvtec
 from configs.encoders import CLIP_MODELS
 from harmoniad_jax.config import parse_config, with_settings
 from harmoniad_jax.data.records import Dataset
+from harmoniad_jax.errors import UserError
 from harmoniad_jax.model.backbone import Encoder, EncoderDescription, load_encoder
 from harmoniad_jax.model.scoring import Statistics
 from harmoniad_jax.training.checks import config_problems
@@ -153,5 +154,9 @@ def test_every_data_set_and_folder_takes_an_encoder():
     assert joint.get_config("encoder=clip-b16").data.image_side == 336
     config = folder.get_config("root=photos,encoder=clip-b32")
     assert (config.data.root, config.data.image_side) == ("photos", 448)
+    same = folder.get_config(f"root=photos,encoder={CLIP_MODELS['clip-b32'].name}")
+    assert same.to_dict() == config.to_dict()
+    with pytest.raises(UserError, match="no folder and none of clip-b32, clip-b16"):
+        folder.get_config("root=photos,encoder=clip-b61")
     other = folder.get_config("root=photos,encoder=weights/mine")
     assert (other.encoder.name, other.data.image_side) == ("weights/mine", 0)

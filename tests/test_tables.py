@@ -7,11 +7,13 @@ import pytest
 
 from harmoniad_jax.metrics import (
     METRIC_NAMES,
+    Defects,
     category_metrics,
+    defect_size_figures,
     mean_metrics,
     mean_metrics_per_dataset,
 )
-from harmoniad_jax.report.notes import note_on_defect_sizes, notes_on
+from harmoniad_jax.report.notes import notes_on, notes_on_defect_sizes
 from harmoniad_jax.report.tables import (
     HEADINGS,
     decisions_table,
@@ -220,10 +222,20 @@ def test_defects_by_size_smallest_first():
 
 
 def test_a_sentence_on_the_smallest_and_the_largest_defects():
-    assert note_on_defect_sizes(SIZES) == (
-        "By the size of the defect: of the smallest quarter, 0.02 to 0.1 % of the image, "
-        "AUPRO is 40.0 and 20.0 % are found; of the largest quarter, 5 to 25 % of the "
+    assert list(notes_on_defect_sizes(SIZES)) == [
+        "By the size of the defect: of the 5 smallest, 0.02 to 0.1 % of the image, "
+        "AUPRO is 40.0 and 20.0 % are found; of the 5 largest, 5 to 25 % of the "
         "image, AUPRO is 90.0 and 100.0 % are found."
-    )
+    ]
     unknown = [{**figures, "recall": None} for figures in SIZES["all"]]
-    assert "are found" not in note_on_defect_sizes({**SIZES, "all": unknown})
+    (note,) = notes_on_defect_sizes({**SIZES, "all": unknown})
+    assert "are found" not in note
+
+
+def test_one_defect_is_neither_small_nor_large():
+    one = Defects(np.array([1.0]), np.array([3.0]), np.array([0.5]))
+    sizes = defect_size_figures({"a": one}, {"a": 1.0})
+    assert list(notes_on_defect_sizes(sizes)) == []
+    rows = cells(defect_sizes_table(sizes))[1:]
+    assert rows[0] == ["100 to 100 %", "1", "50.0", "100.0"]
+    assert rows[3] == ["100 to 100 %", "0", "-", "-"]

@@ -76,7 +76,7 @@ def standardise(
 
 
 def weighted_sum(maps: Mapping[str, jax.Array], weights: Mapping[str, float]) -> jax.Array:
-    """The maps [B, h, w] of all comparisons as one."""
+    """The maps [B, h, w] of all comparisons as one, [B, h, w]; weight 0 leaves one out."""
     return sum(weights[name] * maps[name] for name in maps if weights[name] != 0)
 
 

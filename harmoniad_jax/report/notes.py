@@ -33,8 +33,10 @@ def notes_on(results: Mapping[str, Any]) -> Iterator[str]:
         yield from _notes_on_thresholds(decisions)
 
 
-def note_on_defect_sizes(sizes: Mapping[str, Any]) -> str:
-    """The smallest and the largest quarter of the defects in a sentence.
+def notes_on_defect_sizes(sizes: Mapping[str, Any]) -> Iterator[str]:
+    """Yields a sentence on the smallest and the largest quarter of the defects.
+
+    None if one of them is empty, as with a single defect or many of one size.
 
     Args:
       sizes: as in `results.json`.
@@ -42,13 +44,16 @@ def note_on_defect_sizes(sizes: Mapping[str, Any]) -> str:
     parts = []
     for name, first in (("smallest", 0), ("largest", len(sizes["all"]) - 1)):
         figures = sizes["all"][first]
+        if not figures["num_defects"]:
+            return
         found = percent(figures["recall"])
         parts.append(
-            f"of the {name} quarter, {area_range(*sizes['edges'][first : first + 2])} of "
-            f"the image, AUPRO is {percent(figures['overlap'])}"
+            f"of the {figures['num_defects']} {name}, "
+            f"{area_range(*sizes['edges'][first : first + 2])} of the image, AUPRO is "
+            f"{percent(figures['overlap'])}"
             + (f" and {found} % are found" if found != "-" else "")
         )
-    return f"By the size of the defect: {'; '.join(parts)}."
+    yield f"By the size of the defect: {'; '.join(parts)}."
 
 
 def _notes_on_thresholds(decisions: Mapping[str, Any]) -> Iterator[str]:

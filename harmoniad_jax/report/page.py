@@ -8,7 +8,7 @@ from typing import Any
 
 from harmoniad_jax.metrics import METRIC_NAMES
 from harmoniad_jax.report.markup import Markup, element, join
-from harmoniad_jax.report.notes import note_on_defect_sizes, notes_on
+from harmoniad_jax.report.notes import notes_on, notes_on_defect_sizes
 from harmoniad_jax.report.parts import (
     UNDEFINED,
     category_name,
@@ -235,7 +235,7 @@ def _notes_on(results: Mapping[str, Any]) -> Iterator[str]:
             "the classes in which its figure is defined."
         )
     if sizes := results.get("defect_sizes"):
-        yield note_on_defect_sizes(sizes)
+        yield from notes_on_defect_sizes(sizes)
     yield from notes_on(results)
 
 

@@ -88,7 +88,10 @@ def defect_sizes_table(sizes: Mapping[str, Any]) -> str:
 
 def area_range(low: float, high: float) -> str:
     """Two shares of an image, such as "0.02 to 0.3 %"."""
-    return f"{100 * low:.2g} to {100 * high:.2g} %"
+    low, high = (
+        f"{100 * area:.2g}" if area < 0.1 else f"{100 * area:.0f}" for area in (low, high)
+    )
+    return f"{low} to {high} %"
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:

@@ -11,22 +11,27 @@ from harmoniad_jax.report.tables import HEADINGS, markdown_table
 CHOSEN_BY = ("image_auroc", "pixel_ap", "pixel_f1max", "pixel_aupro")
 
 
+# variant -> seed -> what `Ablation` keeps of a run.
+Results = Mapping[str, Mapping[int, Any]]
+
+
 def over_seeds(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean and standard deviation (n - 1), which one value has none of."""
     deviation = statistics.stdev(values) if len(values) > 1 else None
     return statistics.fmean(values), deviation
 
 
-def summarise(results: Mapping[str, Mapping[int, Any]], reference: str) -> dict[str, Any]:
+def summarise(results: Results, reference: str) -> dict[str, Any]:
     """What is written as JSON of each variant.
 
     Args:
-      results: variant -> seed -> what was kept of a run, see `ablate.keep`.
+      results: of all variants.
       reference: the variant that the others are compared with, seed by seed.
 
     Returns:
-      variant -> figure -> "mean", "deviation" over seeds, "difference" and "paired": mean
-      and deviation of the difference from the reference, over the seeds that both have.
+      variant -> figure -> "mean" and "deviation" over seeds, "difference" and
+      "difference_deviation": the same of the difference from the reference, over the seeds
+      that both have. None where undefined.
     """
     return {
         name: {
@@ -57,7 +62,7 @@ def _figures(own: Mapping[int, Any], reference: Mapping[int, Any]) -> dict[str, 
     }
 
 
-def variants_table(results: Mapping[str, Mapping[int, Any]], reference: str) -> str:
+def variants_table(results: Results, reference: str) -> str:
     """A row for each variant: mean, deviation over seeds, difference from the reference."""
     summary = summarise(results, reference)
     headings = [HEADINGS[name] for name in METRIC_NAMES]
@@ -91,58 +96,60 @@ def _cell(figures: Mapping[str, Any], is_reference: bool) -> str:
     return text
 
 
-def rotation(
-    results: Mapping[str, Mapping[int, Any]], reference: str
-) -> list[dict[str, Any]]:
+def leave_one_out(results: Results, reference: str) -> list[dict[str, Any]]:
     """Chooses a variant on all categories but one, and looks at it on that one, in turn.
 
-    What is chosen is what has the largest mean of `CHOSEN_BY` over the categories that
-    are looked at and over the seeds.
+    What is chosen is what gains most over the reference: the mean of `CHOSEN_BY` over the
+    categories that are looked at, and over the seeds that both have.
 
     Returns:
-      For each category that was left out: "left_out", "chosen", and of that variant on it
-      "gain": by how much each of `CHOSEN_BY` is above the reference's.
+      For each category that was left out: "left_out", "chosen", and "gain": by how much
+      each of `CHOSEN_BY` of that variant is above the reference's there. Empty where there
+      are fewer than two categories with figures.
     """
-    scores = {name: _by_category(runs) for name, runs in results.items()}
+    gains = {name: _gains(runs, results[reference]) for name, runs in results.items()}
+    categories = list(gains[reference])
+    if len(categories) < 2:
+        return []
     rows = []
-    for left_out in scores[reference]:
+    for left_out in categories:
 
         def on_the_others(name: str, left_out: str = left_out) -> float:
-            return statistics.fmean(
-                statistics.fmean(figures.values())
-                for category, figures in scores[name].items()
-                if category != left_out
-            )
+            others = [g.values() for c, g in gains[name].items() if c != left_out]
+            return statistics.fmean(map(statistics.fmean, others)) if others else 0.0
 
-        chosen = max(scores, key=on_the_others)
-        own, theirs = scores[chosen][left_out], scores[reference][left_out]
-        gain = {metric: own[metric] - theirs[metric] for metric in own.keys() & theirs}
-        rows.append(
-            {
-                "left_out": left_out,
-                "chosen": chosen,
-                "gain": {metric: gain[metric] for metric in CHOSEN_BY if metric in gain},
-            }
-        )
+        chosen = max(gains, key=on_the_others)
+        gain = gains[chosen].get(left_out, {})
+        rows.append({"left_out": left_out, "chosen": chosen, "gain": gain})
     return rows
 
 
-def _by_category(runs: Mapping[int, Any]) -> dict[str, dict[str, float]]:
-    """category -> figure -> mean over seeds, of those of `CHOSEN_BY` that are defined."""
-    categories: dict[str, dict[str, float]] = {}
-    for category in next(iter(runs.values()))["per_category"]:
-        figures = [run["per_category"][category] for run in runs.values()]
+def _gains(
+    runs: Mapping[int, Any], reference: Mapping[int, Any]
+) -> dict[str, dict[str, float]]:
+    """category -> figure of `CHOSEN_BY` -> mean difference over the seeds of both."""
+    pairs = [(runs[seed], reference[seed]) for seed in runs if seed in reference]
+    gains: dict[str, dict[str, float]] = {}
+    for category in pairs[0][1]["per_category"] if pairs else ():
+        figures = [
+            (own["per_category"].get(category), theirs["per_category"].get(category))
+            for own, theirs in pairs
+        ]
+        if any(None in pair for pair in figures):
+            continue
         defined = {
-            metric: statistics.fmean(one[metric] for one in figures)
+            metric: statistics.fmean(
+                own[metric] - theirs[metric] for own, theirs in figures
+            )
             for metric in CHOSEN_BY
-            if all(one[metric] is not None for one in figures)
+            if all(one[metric] is not None for pair in figures for one in pair)
         }
         if defined:
-            categories[category] = defined
-    return categories
+            gains[category] = defined
+    return gains
 
 
-def rotation_table(rows: Sequence[Mapping[str, Any]]) -> str:
+def choices_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """A row for each category that a choice was confirmed on; gains in percent points."""
     headings = [HEADINGS[metric] for metric in CHOSEN_BY]
     table = [["left out", "chosen on the others", *headings]]

@@ -1,8 +1,9 @@
 """What may happen to an image between the product and the model, at five severities.
 
 Every corruption is a function of an image [H, W, 3] uint8, a severity and a generator of
-random numbers, and gives an image of the same shape. Lengths are shares of the image's
-longer side, so that an image of any size is changed alike.
+random numbers, and gives an image of the same shape. Blur and shift are measured by the
+image's longer side. Noise and JPEG work on pixels: the more an image is scaled down
+afterwards, the less is left of them.
 """
 
 import dataclasses

@@ -1,5 +1,6 @@
 """Figures against severity, as tables and as a plot."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 
@@ -16,23 +17,26 @@ CLEAN = "clean"
 SUMMARISED = ("image_auroc", "pixel_ap", "pixel_aupro")
 COLOURS = (LIGHT.curve, LIGHT.defective, LIGHT.good, LIGHT.ink)
 
-# run -> corruption -> the seven figures at each severity, one for CLEAN.
-Figures = Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]]
+# run -> corruption -> the seven figures at each severity, one for CLEAN; None: undefined.
+Figures = Mapping[str, Mapping[str, Sequence[Mapping[str, float | None]]]]
 
 
-def loss(figures: Figures, run: str, corruption: str, metric: str) -> float:
-    """By how much a figure falls, on average over the severities."""
+def mean_change(figures: Figures, run: str, corruption: str, metric: str) -> float | None:
+    """By how much a figure changes, on average over the severities; None if undefined."""
     (clean,) = figures[run][CLEAN]
-    return clean[metric] - statistics.fmean(one[metric] for one in figures[run][corruption])
+    values = [one[metric] for one in figures[run][corruption]]
+    if clean[metric] is None or None in values:
+        return None
+    return statistics.fmean(values) - clean[metric]
 
 
 def tables(figures: Figures, corruptions: Sequence[str]) -> str:
     """What each run loses to each corruption, and every figure, as Markdown."""
     parts = [
         "## What is lost",
-        "By how much a figure falls under a corruption, in percent points, on average "
-        "over its severities; the figures of clean images stand in the first row.",
-        _losses_table(figures, corruptions),
+        "The change of a figure under a corruption, in percent points, on average over "
+        "its severities; the figures of clean images stand in the first row.",
+        _changes_table(figures, corruptions),
         "## Every figure",
     ]
     for run in figures:
@@ -40,7 +44,7 @@ def tables(figures: Figures, corruptions: Sequence[str]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _losses_table(figures: Figures, corruptions: Sequence[str]) -> str:
+def _changes_table(figures: Figures, corruptions: Sequence[str]) -> str:
     columns = [(metric, run) for metric in SUMMARISED for run in figures]
     headings = [f"{HEADINGS[metric]} {run}" for metric, run in columns]
     rows = [["corruption", *headings]]
@@ -48,8 +52,8 @@ def _losses_table(figures: Figures, corruptions: Sequence[str]) -> str:
         [CLEAN, *(percent(figures[run][CLEAN][0][metric]) for metric, run in columns)]
     )
     for name in corruptions:
-        losses = (loss(figures, run, name, metric) for metric, run in columns)
-        rows.append([name, *(f"{-100 * value:+.1f}" for value in losses)])
+        changes = (mean_change(figures, run, name, metric) for metric, run in columns)
+        rows.append([name, *("-" if c is None else f"{100 * c:+.1f}" for c in changes)])
     return markdown_table(rows)
 
 
@@ -79,10 +83,10 @@ def plot(figures: Figures, corruptions: Sequence[str]) -> Figure:
         for row, metric in zip(grid, METRIC_NAMES, strict=True):
             for axes, name in zip(row, corruptions, strict=True):
                 for index, (run, own) in enumerate(figures.items()):
-                    points = [*own[CLEAN], *own[name]]
+                    points = [one[metric] for one in (*own[CLEAN], *own[name])]
                     axes.plot(
                         (0, *SEVERITIES),
-                        [one[metric] for one in points],
+                        [math.nan if point is None else point for point in points],
                         color=COLOURS[index % len(COLOURS)],
                         linestyle=("-", "--", ":")[index // len(COLOURS) % 3],
                         label=run,

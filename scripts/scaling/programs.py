@@ -70,6 +70,7 @@ def abstract_encoder(config: Config, description: EncoderDescription) -> Encoder
         params=jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), shapes),
         weight_hash="",
         attention=config.encoder.attention,
+        recentre=config.encoder.recentre,
     )
 
 

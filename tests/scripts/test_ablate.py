@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from ablation.tables import over_seeds, rotation, variants_table
+from ablation.tables import leave_one_out, over_seeds, variants_table
 from ablation.variants import REFERENCE, VARIANTS, choose, is_trained, tap_variants
 from run_helpers import overrides
 
@@ -84,7 +84,7 @@ def test_the_table_compares_seed_by_seed():
         "plain": {0: run_of(pixel_ap=0.45)},
     }
     reference, plain = variants_table(results, "harmoniad").splitlines()[2:]
-    assert "50.0 ± 14.1 |" in reference and "| 1,234 |" in reference
+    assert "50.0 ± 14.1 |" in reference and " 1,234 |" in reference
     assert "45.0 (+5.0)" in plain and plain.rstrip(" |").endswith("1.5")
 
 
@@ -94,17 +94,32 @@ def test_a_choice_is_looked_at_where_it_was_not_made():
     figures = results["fits-a-and-b"][0]["per_category"]
     figures["a"]["pixel_ap"] = figures["b"]["pixel_ap"] = 0.7
     figures["c"]["pixel_ap"] = 0.2
-    rows = rotation(results, "harmoniad")
+    rows = leave_one_out(results, "harmoniad")
     assert [row["left_out"] for row in rows] == ["a", "b", "c"]
     assert [row["chosen"] for row in rows] == ["harmoniad", "harmoniad", "fits-a-and-b"]
     assert rows[2]["gain"]["pixel_ap"] == pytest.approx(-0.3)
     assert rows[0]["gain"]["pixel_ap"] == 0
 
 
+def test_a_choice_is_made_over_the_seeds_of_both():
+    """A lucky seed of a variant is compared with that seed of the reference."""
+    results = {
+        "harmoniad": {0: run_of(pixel_ap=0.2), 1: run_of(pixel_ap=0.9)},
+        "lucky": {1: run_of(pixel_ap=0.8)},
+    }
+    assert {row["chosen"] for row in leave_one_out(results, "harmoniad")} == {"harmoniad"}
+
+
+def test_one_category_leaves_nothing_to_choose_on():
+    run = run_of()
+    run["per_category"] = {"a": run["per_category"]["a"]}
+    assert leave_one_out({"harmoniad": {0: run}}, "harmoniad") == []
+
+
 def test_undefined_figures_are_left_out():
     results = {"harmoniad": {0: run_of(pixel_ap=None)}}
     assert "| - |" in " ".join(variants_table(results, "harmoniad").split())
-    assert "pixel_ap" not in rotation(results, "harmoniad")[0]["gain"]
+    assert "pixel_ap" not in leave_one_out(results, "harmoniad")[0]["gain"]
 
 
 def test_variants_are_trained_compared_and_kept(tiny_config, tmp_path):
@@ -134,13 +149,16 @@ def test_variants_are_trained_compared_and_kept(tiny_config, tmp_path):
     assert made.returncode == 0, made.stderr
     assert "variant no-mirror, seed 0" in made.stderr
     assert "variant plain" not in made.stderr and "variant harmoniad" not in made.stderr
+    assert "left out" not in made.stderr
     again = json.loads((workdir / "ablation.json").read_text())["runs"]
     assert again == figures["runs"] | {"no-mirror": again["no-mirror"]}
 
-    other = with_settings(config, {"train.batch_size": 16})
+    # Where the images are may change; how they are trained on may not.
+    other = with_settings(config, {"train.batch_size": 16, "data.threads": 1})
     refused = ablate(other, workdir, "--variants=plain", "--seeds=0")
     assert refused.returncode == 2
-    assert "was made with other settings; give another --workdir" in refused.stderr
+    assert "config.train.batch_size is 16 but was 8. Give another" in refused.stderr
+    assert "threads" not in refused.stderr
 
 
 @pytest.mark.parametrize(
@@ -148,6 +166,7 @@ def test_variants_are_trained_compared_and_kept(tiny_config, tmp_path):
     [
         (("--variants=plane",), "variant 'plane' is unknown"),
         (("--seeds=a",), "--seeds=a are no numbers, such as 0,1,2"),
+        (("--variants=groups-3",), "variant 'groups-3': config.encoder.groups is 3"),
     ],
 )
 def test_a_mistake_is_one_line(tiny_config, tmp_path, arguments, message):

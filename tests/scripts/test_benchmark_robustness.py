@@ -9,7 +9,7 @@ import pytest
 from benchmark_robustness import chosen_records, main, parse
 from PIL import Image
 from robustness.corruptions import CORRUPTIONS, SEVERITIES, corrupted
-from robustness.tables import loss
+from robustness.tables import mean_change, plot, tables
 
 from harmoniad_jax.data.preprocess import read_image, read_mask
 from harmoniad_jax.data.records import Record
@@ -77,12 +77,25 @@ def test_masks_follow_their_defects(record, name, severity):
     assert (mask & bright).sum() > 0.95 * (mask | bright).sum()
 
 
-def test_levels_are_five_and_a_mistake_is_named():
+def test_levels_are_five():
     assert {len(one.levels) for one in CORRUPTIONS.values()} == {len(SEVERITIES)}
-    with pytest.raises(UserError, match=r"'fog' is unknown; there are noise"):
-        parse(["runs/a", "--output=out", "--corruptions=fog"])
-    with pytest.raises(UserError, match="told apart by their names"):
-        parse(["runs/a", "other/a", "--output=out"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("a", "--corruptions=fog"), r"'fog' is unknown; there are noise"),
+        (("a", "--corruptions="), r"'' is unknown; there are noise"),
+        (("a", "other/a"), "told apart by their names"),
+        (("a", "nowhere"), "nowhere holds no checkpoint"),
+    ],
+)
+def test_a_mistake_is_found_at_once(trained_run, tmp_path, arguments, message):
+    for name in ("a", "other/a"):
+        shutil.copytree(trained_run.workdir, tmp_path / name)
+    arguments = [a if a.startswith("-") else str(tmp_path / a) for a in arguments]
+    with pytest.raises(UserError, match=message):
+        parse([*arguments, "--output=out"])
 
 
 def test_images_are_taken_evenly_from_each_category():
@@ -92,12 +105,23 @@ def test_images_are_taken_evenly_from_each_category():
     assert len(chosen_records(records, 100)["b"]) == 10
 
 
-def test_loss_is_the_mean_fall_over_severities():
+def figures_of(**changes):
     clean = dict.fromkeys(METRIC_NAMES, 0.9)
     falls = [clean | {"pixel_ap": 0.9 - 0.1 * severity} for severity in SEVERITIES]
-    figures = {"a": {"clean": [clean], "noise": falls}}
-    assert loss(figures, "a", "noise", "pixel_ap") == pytest.approx(0.3)
-    assert loss(figures, "a", "noise", "image_auroc") == pytest.approx(0)
+    return {"a": {"clean": [clean | changes], "noise": [fall | changes for fall in falls]}}
+
+
+def test_a_change_is_the_mean_over_severities():
+    figures = figures_of()
+    assert mean_change(figures, "a", "noise", "pixel_ap") == pytest.approx(-0.3)
+    assert mean_change(figures, "a", "noise", "image_auroc") == pytest.approx(0)
+
+
+def test_undefined_figures_are_dashes():
+    figures = figures_of(image_auroc=None)
+    assert mean_change(figures, "a", "noise", "image_auroc") is None
+    assert "nan" not in tables(figures, ["noise"])
+    assert plot(figures, ["noise"]).axes
 
 
 def test_runs_are_evaluated_under_corruptions(trained_run, tmp_path, capsys):
@@ -107,23 +131,32 @@ def test_runs_are_evaluated_under_corruptions(trained_run, tmp_path, capsys):
     arguments = [str(tmp_path / "first"), str(tmp_path / "second")]
     arguments += [f"--output={output}", "--corruptions=noise,shift"]
     main(arguments)
-    figures = json.loads((output / "robustness.json").read_text())["figures"]
-    assert figures["first"] == figures["second"]  # the same run
-    (clean,) = figures["first"]["clean"]
+    runs = json.loads((output / "robustness.json").read_text())["runs"]
+    assert runs["first"] == runs["second"]  # the same run
+    figures = runs["first"]["figures"]
+    (clean,) = figures["clean"]
     for name in METRIC_NAMES:
         assert clean[name] == pytest.approx(trained_run.results["mean"][name])
-    assert len(figures["first"]["noise"]) == len(SEVERITIES)
-    assert figures["first"]["noise"][-1] != clean
+    assert len(figures["noise"]) == len(SEVERITIES)
+    assert figures["noise"][-1] != clean
     text = (output / "robustness.md").read_text()
     assert text in capsys.readouterr().out
     assert "| noise" in text and "0.15 of white" in text
     with Image.open(output / "robustness.png") as plot:
         assert plot.width > 500
 
-    # What is there already is not evaluated again.
-    (tmp_path / "first").rename(tmp_path / "gone")
+    # What is there already is not evaluated again, and never taken for another's.
+    path = output / "robustness.json"
+    kept = json.loads(path.read_text())
+    kept["runs"]["first"]["figures"]["noise"][0]["pixel_ap"] = 0.125
+    path.write_text(json.dumps(kept))
     main(arguments)
-    with pytest.raises(SystemExit) as status:
-        main([*arguments, "--images=2"])
-    assert status.value.code == 2
-    assert "give another --output" in capsys.readouterr().err
+    assert "12.5" in (output / "robustness.md").read_text()
+    kept["runs"]["second"]["run"]["step"] = 7
+    path.write_text(json.dumps(kept))
+    refusals = {(): "another run of that name", ("--images=2",): "made with all images"}
+    for extra, message in refusals.items():
+        with pytest.raises(SystemExit) as status:
+            main([*arguments, *extra])
+        assert status.value.code == 2
+        assert message in capsys.readouterr().err

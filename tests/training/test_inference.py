@@ -130,6 +130,7 @@ def test_a_defect_is_found_where_it_gets_a_box(run, model, trained_run):
         found += len(set(regions[above & mask]))
         defects += count
     assert sum(size["num_defects"] for size in sizes["all"]) == defects
+    assert 0 < found < defects
     recalled = sum(s["num_defects"] * (s["recall"] or 0) for s in sizes["all"])
     assert recalled == pytest.approx(found)
 
