@@ -36,6 +36,8 @@ VARIANTS: dict[str, Settings] = {
     "fixed-gate": {"model.learnable_gate": False},
     "cutoff-0.5": {"model.cutoff": 0.5},
     "no-mirror": {"model.mirror": False},
+    # More of the spectrum for attention, which then works at full resolution.
+    "wide-low-band": {"model.decimate": False, "model.cutoff": 0.5},
     # Targets.
     "groups-1": {"encoder.groups": 1},
     "groups-3": {
