@@ -218,8 +218,9 @@ def _features(
     run: Run, encoder_params: Any, records: Sequence[Record]
 ) -> Iterator[dict[str, np.ndarray]]:
     """The features of each record, in order, by name."""
-    mesh = make_mesh(devices=jax.local_devices())
-    if jax.process_count() > 1:
+    mesh = run.mesh
+    if jax.process_count() > 1:  # each encodes its own share
+        mesh = make_mesh(devices=jax.local_devices())
         encoder_params = replicate(mesh, run.encoder.params)
     encode = jax.jit(run.encoder.encode)
     unchanged = [
