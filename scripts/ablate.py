@@ -18,7 +18,6 @@ or seeds later.
 import datetime
 import json
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ from harmoniad_jax.errors import UserError
 from harmoniad_jax.report.summary import read_run
 from harmoniad_jax.training.compilation import flops
 from harmoniad_jax.training.datasets import open_dataset
-from harmoniad_jax.training.evaluation import evaluate, restore_run
+from harmoniad_jax.training.evaluation import evaluate, restore_run, write_whole
 from harmoniad_jax.training.loop import train_and_evaluate
 from harmoniad_jax.training.setup import describe, prepare_run, resolve_config
 from harmoniad_jax.training.startup import start
@@ -125,7 +124,7 @@ class Ablation:
             "seconds": read_run(folder).seconds if trains else 0.0,
             **{key: results[key] for key in ("step", "mean", "per_category")},
         }
-        _write_text(kept, json.dumps(run, indent=2) + "\n")
+        write_whole(kept, json.dumps(run, indent=2) + "\n")
 
     def _results(self) -> dict[str, dict[int, Any]]:
         """variant -> seed -> what is kept of a run: of this call and of those before."""
@@ -148,8 +147,8 @@ class Ablation:
         parts = [self._title(results), _EXPLANATION, variants_table(results, REFERENCE)]
         if choices:
             parts += [_CHOICES, choices_table(choices)]
-        text = "\n\n".join(parts).replace("REFERENCE", f"`{REFERENCE}`") + "\n"
-        _write_text(self._workdir / "ablation.md", text)
+        text = "\n\n".join(parts) + "\n"
+        write_whole(self._workdir / "ablation.md", text)
         figures = {
             "config": self._base.to_dict(),
             "reference": REFERENCE,
@@ -157,7 +156,7 @@ class Ablation:
             "leave_one_out": choices,
             "runs": results,
         }
-        _write_text(self._workdir / FIGURES, json.dumps(figures, indent=2) + "\n")
+        write_whole(self._workdir / FIGURES, json.dumps(figures, indent=2) + "\n")
         return text
 
     def _title(self, results: dict[str, dict[int, Any]]) -> str:
@@ -172,13 +171,13 @@ class Ablation:
         )
 
 
-_EXPLANATION = """\
+_EXPLANATION = f"""\
 In percent: mean over the categories and, with several seeds, over those; ± one standard
-deviation over seeds; in brackets the difference from REFERENCE, seed by seed."""
+deviation over seeds; in brackets the difference from `{REFERENCE}`, seed by seed."""
 
-_CHOICES = """\
+_CHOICES = f"""\
 Chosen on all categories but one, and looked at on that one: by how much the variant that
-gains most on the others is above REFERENCE there, in percent points."""
+gains most on the others is above `{REFERENCE}` there, in percent points."""
 
 
 def _differences(run: Mapping[str, Any], config: Config) -> list[str]:
@@ -199,13 +198,6 @@ def _cost(config: Config) -> dict[str, Any]:
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         "flops": flops(run.steps.whole.update, state, features),
     }
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 def main() -> None:

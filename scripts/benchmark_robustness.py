@@ -16,7 +16,6 @@ import argparse
 import json
 import logging
 import math
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,7 +31,7 @@ from harmoniad_jax.errors import INTERRUPTED_STATUS, USER_ERROR_STATUS, UserErro
 from harmoniad_jax.metrics import METRIC_NAMES, mean_metrics
 from harmoniad_jax.report.figures import PNG_DPI, style
 from harmoniad_jax.training.checkpoint_folders import has_checkpoints
-from harmoniad_jax.training.evaluation import Restored, restore_run
+from harmoniad_jax.training.evaluation import Restored, restore_run, write_whole
 from harmoniad_jax.training.measuring import measure
 from harmoniad_jax.training.prediction import Predictor
 from harmoniad_jax.training.startup import start
@@ -158,9 +157,7 @@ def run(options: argparse.Namespace) -> str:
     options.output.mkdir(parents=True, exist_ok=True)
 
     def save() -> None:
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(kept, indent=2) + "\n")
-        os.replace(temporary, path)
+        write_whole(path, json.dumps(kept, indent=2) + "\n")
 
     for workdir in options.workdirs:
         of_this = kept["runs"].setdefault(workdir.name, {})

@@ -199,7 +199,7 @@ def evaluate(
                     report.add(content)
         results = _undefined_to_none(_results(run, state, calibration, measured))
         if writes:
-            _write_results(results, workdir / RESULTS_FILE)
+            write_whole(workdir / RESULTS_FILE, json.dumps(results, indent=2) + "\n")
             report_results(results)
         if report is not None:
             print(f"The report is {report.finish(results)}")
@@ -305,11 +305,10 @@ def report_results(results: dict[str, Any]) -> None:
         print(note)
 
 
-def _write_results(results: dict[str, Any], path: Path) -> None:
-    """Writes `results.json` whole or not at all."""
-    text = json.dumps(results, indent=2)
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(text + "\n")
+    temporary.write_text(text)
     temporary.replace(path)
 
 
