@@ -35,7 +35,7 @@ from train_benchmark.parts import training_parts
 from train_benchmark.report import conclusion, limits, make_row, markdown_table
 from train_benchmark.timing import time_parts
 
-from harmoniad_jax.config import Config, parse_config, unknown_field
+from harmoniad_jax.config import Config, parse_config, unknown_field, with_settings
 from harmoniad_jax.data.synthetic import CATEGORIES, DemoSpec, write_demo_dataset
 from harmoniad_jax.errors import USER_ERROR_STATUS, UserError
 from harmoniad_jax.fields import field_types
@@ -71,7 +71,7 @@ def make_config(
         config["data"]["image_side"] = options.image_side
     if options.batch_size:
         config["train"]["batch_size"] = options.batch_size
-    known = dict(field_types(Config))
+    known, changes = dict(field_types(Config)), {}
     for setting in settings:
         path, equals, value = setting.removeprefix("--config.").partition("=")
         if not setting.startswith("--config.") or not equals:
@@ -81,15 +81,12 @@ def make_config(
             )
         if path not in known:
             raise UserError(f"{unknown_field(path)}.")
-        *groups, name = path.split(".")
-        group = config
-        for part in groups:
-            group = group[part]
-        group[name] = _value(value, known[path])
-    config["encoder"]["attention"] = attention
+        changes[path] = _value(value, known[path])
+    changed = with_settings(
+        parse_config(config), changes | {"encoder.attention": attention}
+    )
     # Evaluation is compared with training, image by image.
-    config["evaluation"]["batch_size"] = config["train"]["batch_size"]
-    return parse_config(config)
+    return with_settings(changed, {"evaluation.batch_size": changed.train.batch_size})
 
 
 def _value(text: str, kind: Any) -> Any:
