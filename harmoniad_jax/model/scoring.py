@@ -1,6 +1,6 @@
 """From targets and predictions to anomaly maps and image scores.
 
-d(i, j)  = mean_g 1 - cos(F_g(i, j), P_g(i, j))         a distance map
+d(i, j)  = sum_g w_g (1 - cos(F_g(i, j), P_g(i, j)))    a distance map, w_g ~ decay^g
 map      = sum_k weight_k (d_k - mean_k) / deviation_k  standardised on training images
 map      = gaussian(upsample(map))
 score    = mean of the largest 1 % of the map's pixels
@@ -51,17 +51,23 @@ def cosine_distance(first: jax.Array, second: jax.Array, *, axis: int = -1) -> j
     return 1.0 - product * jax.lax.rsqrt(jnp.maximum(square, SMALLEST_NORM**2))
 
 
-def distance_map(target: jax.Array, prediction: jax.Array) -> jax.Array:
-    """Cosine distance of every position, averaged over groups.
+def distance_map(
+    target: jax.Array, prediction: jax.Array, group_decay: float = 1.0
+) -> jax.Array:
+    """Cosine distance of every position, a weighted mean over groups.
 
     Args:
-      target: [B, G, h, w, D] float32.
+      target: [B, G, h, w, D] float32, shallowest group first.
       prediction: the same shape.
+      group_decay: weight of a group as a share of that of the one before it, in [0, 1]: 1
+        gives all the same, 0 takes the shallowest alone.
 
     Returns:
       [B, h, w] float32 in [0, 2].
     """
-    return cosine_distance(target, prediction).mean(axis=1)
+    weights = group_decay ** np.arange(target.shape[1], dtype=float)
+    weights = (weights / weights.sum()).astype(np.float32)
+    return jnp.sum(cosine_distance(target, prediction) * weights[:, None, None], axis=1)
 
 
 def standardise(

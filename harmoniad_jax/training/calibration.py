@@ -24,6 +24,7 @@ SCORE_SETTINGS = (
     "map_side",
     "smoothing_sigma",
     "top_share",
+    "group_decay",
     "fused_weight",
     "high_weight",
     "low_weight",

@@ -156,11 +156,8 @@ def setting_problems(config: Config, num_devices: int | None) -> list[str]:
     check(
         0 < values["model.cutoff"] < 1, "model.cutoff", "it must be a share between 0 and 1"
     )
-    check(
-        0 <= values["evaluation.top_share"] <= 1,
-        "evaluation.top_share",
-        "it must be a share between 0 and 1",
-    )
+    for name in ("evaluation.top_share", "evaluation.group_decay"):
+        check(0 <= values[name] <= 1, name, "it must be a share between 0 and 1")
     check(
         not (config.model.gate == "ideal" and config.model.learnable_gate),
         "model.gate",

@@ -174,6 +174,7 @@ def evaluate(
     """
     if calibration is not None and not calibration.fits(run.config.evaluation):
         logger.info("the evaluation was changed since training: calibrating again")
+        state = with_statistics(run, state, encoder_params)
         calibration = calibrate(run, state, encoder_params)
     predictor = Predictor(run, state, encoder_params)
     measured: dict[str, Measured] = {}

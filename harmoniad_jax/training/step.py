@@ -144,7 +144,7 @@ class Steps:
         params = gathered(self.model.mesh, params)
         comparisons = self.model.apply({"params": params}, features, train=False)
         return {
-            name: scoring.distance_map(*comparison)
+            name: scoring.distance_map(*comparison, self.evaluation.group_decay)
             for name, comparison in comparisons.items()
         }
 

@@ -1,5 +1,7 @@
 """Distances, upsampling and image scores against numpy, scipy and jax.image."""
 
+import operator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,6 +65,28 @@ def test_distance_map_averages_groups():
     assert got.shape == (2, 4, 5)
     by_group = [cosine_distance(target[:, g], prediction[:, g]) for g in range(3)]
     np.testing.assert_allclose(got, np.mean(by_group, axis=0), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("decay", "weights"),
+    [(1.0, [1 / 3] * 3), (0.5, [4 / 7, 2 / 7, 1 / 7]), (0.0, [1, 0, 0])],
+)
+def test_deeper_groups_count_less(decay, weights):
+    target, prediction = normal(2, 3, 4, 5, 6), normal(2, 3, 4, 5, 6, seed=1)
+    by_group = [cosine_distance(target[:, g], prediction[:, g]) for g in range(3)]
+    expected = sum(map(operator.mul, weights, by_group))
+    got = distance_map(target, prediction, decay)
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("decay", [0.0, 1 / 3, 1.0])
+def test_a_single_group_is_its_distance(decay):
+    target, prediction = normal(2, 1, 4, 5, 6), normal(2, 1, 4, 5, 6, seed=1)
+    np.testing.assert_allclose(
+        distance_map(target, prediction, decay),
+        cosine_distance(target, prediction)[:, 0],
+        atol=1e-6,
+    )
 
 
 def test_standardise_oracle():

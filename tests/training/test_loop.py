@@ -215,6 +215,17 @@ def test_evaluation_follows_the_settings_of_the_last_call(finished, tmp_path):
     assert evaluate_run(tmp_path / "copy") == results
 
 
+def test_weighting_groups_otherwise_is_as_if_it_had_been_so_from_the_start(
+    finished, tmp_path
+):
+    """The maps are standardised anew: thresholds too are those of the new distances."""
+    config, workdir, _ = finished
+    other = changed(config, "evaluation", group_decay=1.0)
+    shutil.copytree(workdir, tmp_path / "copy")
+    afterwards = train_and_evaluate(other, tmp_path / "copy")
+    assert afterwards == train_and_evaluate(other, tmp_path / "fresh")
+
+
 def test_a_finished_run_is_evaluated_though_its_training_images_changed(
     finished, products, tmp_path
 ):
