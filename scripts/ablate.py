@@ -24,7 +24,7 @@ from typing import Any
 
 import jax
 from ablation.tables import choices_table, leave_one_out, summarise, variants_table
-from ablation.variants import REFERENCE, VARIANTS, choose, is_trained, tap_variants
+from ablation.variants import REFERENCE, VARIANTS, choose, tap_variants, trained_as
 from absl import flags
 from ml_collections import config_flags
 
@@ -104,13 +104,12 @@ class Ablation:
             return
         logger.info("variant %s, seed %d", name, seed)
         changes = self._known[name]
-        trains = is_trained(changes)
-        if trains:
+        source = trained_as(name, self._known)
+        if source is None:
             results = train_and_evaluate(config, folder)
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            reference = self._folder(REFERENCE, seed)
-            results = evaluate(*restore_run(reference, changes), folder)
+            results = evaluate(*restore_run(self._folder(source, seed), changes), folder)
         # What was compiled for one variant is of no use to the next.
         jax.clear_caches()
         run = {
@@ -121,7 +120,7 @@ class Ablation:
             "date": str(datetime.date.today()),
             "device": f"{jax.device_count()} {jax.devices()[0].device_kind}",
             **_cost(config),
-            "seconds": read_run(folder).seconds if trains else 0.0,
+            "seconds": 0.0 if source else read_run(folder).seconds,
             **{key: results[key] for key in ("step", "mean", "per_category")},
         }
         write_whole(kept, json.dumps(run, indent=2) + "\n")
@@ -134,8 +133,8 @@ class Ablation:
                 run = json.loads(path.read_text())
                 if run["variant"] != name:
                     continue  # the name of another begins with this one's
-                if _differences(run, self._config(name, run["seed"])):
-                    logger.warning("%s has other settings: left out", path.parent)
+                if problems := _differences(run, self._config(name, run["seed"])):
+                    logger.warning("%s is left out: %s", path.parent, "; ".join(problems))
                     continue
                 results.setdefault(name, {})[run["seed"]] = run
         return results
@@ -182,7 +181,10 @@ gains most on the others is above `{REFERENCE}` there, in percent points."""
 
 def _differences(run: Mapping[str, Any], config: Config) -> list[str]:
     """In what a kept run differs from what is asked for; paths may."""
-    stored = parse_config(run["config"])
+    try:
+        stored = parse_config(run["config"])
+    except UserError as error:  # of a version that had other settings
+        return [str(error)]
     problems = differences(stored, config)
     if not problems and stored.evaluation != config.evaluation:
         problems = ["config.evaluation is another"]

@@ -1,7 +1,7 @@
 """The variants that can be compared: each a name and the settings in which it differs.
 
-A new one is a line here. A variant that changes the evaluation alone is evaluated from the
-trained run of the reference.
+A new one is a line here. A variant that differs from another one in the evaluation alone is
+evaluated from that one's trained run.
 """
 
 import difflib
@@ -14,6 +14,7 @@ from harmoniad_jax.model.backbone import EncoderDescription
 Settings = Mapping[str, Any]
 
 REFERENCE = "harmoniad"
+EVALUATION = "evaluation."
 
 VARIANTS: dict[str, Settings] = {
     REFERENCE: {},
@@ -59,7 +60,11 @@ VARIANTS: dict[str, Settings] = {
     # The loss.
     "no-hard-mining": {"loss.hard_mining": False},
     "fused-loss-only": {"loss.high_weight": 0.0, "loss.low_weight": 0.0},
-    # The score: the reference evaluated in another way.
+    # The score: a trained run evaluated in another way.
+    "groups-equal": {"evaluation.group_decay": 1.0},
+    "shallow-group-only": {"evaluation.group_decay": 0.0},
+    # The published recipe of `plain` gives both groups the same weight.
+    "plain-groups-equal": {"model.variant": "plain", "evaluation.group_decay": 1.0},
     "with-branch-maps": {"evaluation.high_weight": 1.0, "evaluation.low_weight": 1.0},
     "with-branch-distances": {
         "evaluation.high_weight": 1.0,
@@ -82,7 +87,9 @@ def tap_variants(description: EncoderDescription) -> dict[str, Settings]:
 
 
 def choose(names: Sequence[str], variants: Mapping[str, Settings]) -> dict[str, Settings]:
-    """The variants of these names, all if there are none; the reference comes first.
+    """The variants of these names, all if there are none, and those that they evaluate.
+
+    The reference comes first, wanted or not.
 
     Raises:
       UserError: there is no such variant.
@@ -95,9 +102,14 @@ def choose(names: Sequence[str], variants: Mapping[str, Settings]) -> dict[str, 
                 f"variant {name!r} is unknown; there are {', '.join(variants)}.{hint}"
             )
     wanted = {REFERENCE, *names} if names else set(variants)
+    wanted |= {source for name in wanted if (source := trained_as(name, variants))}
     return {name: settings for name, settings in variants.items() if name in wanted}
 
 
-def is_trained(settings: Settings) -> bool:
-    """Whether a variant needs a training of its own."""
-    return not settings or not all(name.startswith("evaluation.") for name in settings)
+def trained_as(name: str, variants: Mapping[str, Settings]) -> str | None:
+    """The variant whose trained run this one evaluates; None if it trains its own."""
+    settings = variants[name]
+    trained = {key: settings[key] for key in settings if not key.startswith(EVALUATION)}
+    if trained == settings:
+        return None
+    return next((other for other in variants if variants[other] == trained), None)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from ablation.tables import leave_one_out, over_seeds, variants_table
-from ablation.variants import REFERENCE, VARIANTS, choose, is_trained, tap_variants
+from ablation.variants import REFERENCE, VARIANTS, choose, tap_variants, trained_as
 from run_helpers import overrides
 
 from configs import demo
@@ -69,9 +69,20 @@ def test_the_reference_is_always_made_and_first():
         choose(["plane"], VARIANTS)
 
 
-def test_only_variants_of_the_evaluation_need_no_training():
-    untrained = {name for name, changes in VARIANTS.items() if not is_trained(changes)}
-    assert untrained == {"with-branch-maps", "with-branch-distances", "score-is-maximum"}
+def test_variants_of_the_evaluation_need_no_training():
+    sources = {name: trained_as(name, VARIANTS) for name in VARIANTS}
+    assert {name: source for name, source in sources.items() if source} == {
+        "groups-equal": "harmoniad",
+        "shallow-group-only": "harmoniad",
+        "plain-groups-equal": "plain",
+        "with-branch-maps": "harmoniad",
+        "with-branch-distances": "harmoniad",
+        "score-is-maximum": "harmoniad",
+    }
+    # What they evaluate is made before them.
+    assert list(choose(["plain-groups-equal"], VARIANTS)) == [
+        *("harmoniad", "plain", "plain-groups-equal")
+    ]
 
 
 def test_mean_and_deviation_over_seeds():
@@ -146,12 +157,18 @@ def test_variants_are_trained_compared_and_kept(tiny_config, tmp_path):
     table = (workdir / "ablation.md").read_text()
     assert table in made.stdout and "± " in table
 
-    # Nothing is made twice, and what is asked for later comes beside it.
+    # Nothing is made twice, and what is asked for later comes beside it. A run of a version
+    # that had other settings does not stop the others.
+    old = workdir / "plain-1" / "kept.json"
+    run = json.loads(old.read_text())
+    run["config"]["model"]["removed"] = True
+    old.write_text(json.dumps(run))
     made = ablate(config, workdir, "--variants=plain,score-is-maximum", "--seeds=0")
     assert made.returncode == 0, made.stderr
     assert "variant score-is-maximum, seed 0" in made.stderr
     assert "variant plain" not in made.stderr and "variant harmoniad" not in made.stderr
-    assert "left out" not in made.stderr
+    assert "plain-1 is left out: config.model.removed is no setting" in made.stderr
+    del figures["runs"]["plain"]["1"]
     again = json.loads((workdir / "ablation.json").read_text())["runs"]
     assert again == figures["runs"] | {"score-is-maximum": again["score-is-maximum"]}
     # The evaluation alone: of the same run, with the same pixels.
