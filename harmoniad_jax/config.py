@@ -210,10 +210,12 @@ class EvaluationConfig:
     smoothing_sigma: float = 4.0
     # Share of a map's largest pixels whose mean is the image score; 0: the maximum.
     top_share: float = 0.01
-    # Weight of a feature group's distances as a share of that of the next shallower one: 1
-    # gives all the same, 0 takes the shallowest alone. The shallow features say where a
-    # defect is, the deep ones that there is one (docs/method.md).
-    group_decay: float = 1 / 3
+    # Weight of a feature group as a share of that of the next shallower one, in anomaly
+    # maps and in image scores: 1 gives all the same, 0 takes the shallowest alone. The
+    # shallow features say where a defect is, the deep ones whether there is one
+    # (docs/method.md).
+    map_decay: float = 0.1
+    score_decay: float = 0.5
     # Weights of the standardised maps of the fused reconstruction and of the branches. On
     # real images the branches' own maps add nothing to the fused one (docs/results.md).
     fused_weight: float = 1.0
@@ -332,7 +334,8 @@ FREE_ON_RESUME = (
     "evaluation.map_side",
     "evaluation.smoothing_sigma",
     "evaluation.top_share",
-    "evaluation.group_decay",
+    "evaluation.map_decay",
+    "evaluation.score_decay",
     "evaluation.fused_weight",
     "evaluation.high_weight",
     "evaluation.low_weight",

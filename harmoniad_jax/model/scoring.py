@@ -1,9 +1,10 @@
 """From targets and predictions to anomaly maps and image scores.
 
-d(i, j)  = sum_g w_g (1 - cos(F_g(i, j), P_g(i, j)))    a distance map, w_g ~ decay^g
-map      = sum_k weight_k (d_k - mean_k) / deviation_k  standardised on training images
-map      = gaussian(upsample(map))
-score    = mean of the largest 1 % of the map's pixels
+d_kg(i, j) = 1 - cos(F_kg(i, j), P_kg(i, j))             of comparison k and group g
+z_kg       = (d_kg - mean_kg) / deviation_kg             standardised on training images
+fuse(a)    = sum_k weight_k sum_g a^g z_kg / sum_g a^g   deeper groups weigh less
+map        = gaussian(upsample(fuse(map_decay)))
+score      = mean of the largest 1 % of gaussian(upsample(fuse(score_decay)))
 """
 
 from collections.abc import Mapping
@@ -20,9 +21,9 @@ SMALLEST_NORM = 1e-8
 
 
 class Statistics(NamedTuple):
-    """Mean and standard deviation of each distance map over training images.
+    """Mean and standard deviation of the distances over training images.
 
-    Each maps the name of a comparison to a float32 scalar.
+    Each maps the name of a comparison to [G] float32.
     """
 
     mean: dict[str, jax.Array]
@@ -34,8 +35,8 @@ class Prediction(NamedTuple):
 
     anomaly_maps: [B, S', S'] float32, larger is more anomalous.
     image_scores: [B] float32, larger is more anomalous.
-    distance_maps: [B, h, w] float32 in [0, 2] of each comparison, by its name: what the
-        anomaly maps were made of, and what shows which branch saw a defect.
+    distance_maps: [B, h, w] float32 in [0, 2] of each comparison, by its name, its groups
+        weighted as in the anomaly map: they show which branch saw a defect.
     """
 
     anomaly_maps: jax.Array
@@ -51,39 +52,53 @@ def cosine_distance(first: jax.Array, second: jax.Array, *, axis: int = -1) -> j
     return 1.0 - product * jax.lax.rsqrt(jnp.maximum(square, SMALLEST_NORM**2))
 
 
-def distance_map(
-    target: jax.Array, prediction: jax.Array, group_decay: float = 1.0
-) -> jax.Array:
-    """Cosine distance of every position, a weighted mean over groups.
+def group_mean(maps: jax.Array, decay: float) -> jax.Array:
+    """The weighted mean over groups.
 
     Args:
-      target: [B, G, h, w, D] float32, shallowest group first.
-      prediction: the same shape.
-      group_decay: weight of a group as a share of that of the one before it, in [0, 1]: 1
-        gives all the same, 0 takes the shallowest alone.
+      maps: [B, G, h, w] float32, shallowest group first.
+      decay: weight of a group as a share of that of the one before it, in [0, 1]: 1 gives
+        all the same, 0 takes the shallowest alone.
 
     Returns:
-      [B, h, w] float32 in [0, 2].
+      [B, h, w] float32.
     """
-    weights = group_decay ** np.arange(target.shape[1], dtype=float)
+    weights = decay ** np.arange(maps.shape[1], dtype=float)
     weights = (weights / weights.sum()).astype(np.float32)
-    return jnp.sum(cosine_distance(target, prediction) * weights[:, None, None], axis=1)
+    return jnp.sum(maps * weights[:, None, None], axis=1)
 
 
 def standardise(
     maps: Mapping[str, jax.Array], statistics: Statistics
 ) -> dict[str, jax.Array]:
-    """Distance maps [B, h, w] of each comparison, in deviations from good images' mean."""
+    """Distances [B, G, h, w] of each comparison, in deviations from good images' mean."""
+
+    def standardised(values, mean, deviation):
+        mean, deviation = jnp.asarray(mean), jnp.asarray(deviation)
+        scale = jnp.maximum(deviation, SMALLEST_NORM)
+        return (values - mean[..., None, None]) / scale[..., None, None]
+
     return {
-        name: (values - statistics.mean[name])
-        / jnp.maximum(statistics.deviation[name], SMALLEST_NORM)
+        name: standardised(values, statistics.mean[name], statistics.deviation[name])
         for name, values in maps.items()
     }
 
 
-def weighted_sum(maps: Mapping[str, jax.Array], weights: Mapping[str, float]) -> jax.Array:
-    """The maps [B, h, w] of all comparisons as one, [B, h, w]; weight 0 leaves one out."""
-    return sum(weights[name] * maps[name] for name in maps if weights[name] != 0)
+def fuse(
+    maps: Mapping[str, jax.Array], weights: Mapping[str, float], decay: float
+) -> jax.Array:
+    """The maps of all comparisons and groups as one.
+
+    Args:
+      maps: [B, G, h, w] float32 of each comparison, by its name.
+      weights: of each comparison; 0 leaves it out.
+      decay: of the groups, see `group_mean`.
+
+    Returns:
+      [B, h, w] float32.
+    """
+    used = [name for name in maps if weights[name] != 0]
+    return sum(weights[name] * group_mean(maps[name], decay) for name in used)
 
 
 def upsampling_matrix(source: int, target: int, sigma: float) -> np.ndarray:

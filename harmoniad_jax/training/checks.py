@@ -73,6 +73,7 @@ NOT_NEGATIVE = (
     "evaluation.high_weight",
     "evaluation.low_weight",
 )
+SHARES = ("evaluation.top_share", "evaluation.map_decay", "evaluation.score_decay")
 POSITIVE = (
     "cache.max_gigabytes",
     "optimizer.learning_rate",
@@ -156,7 +157,7 @@ def setting_problems(config: Config, num_devices: int | None) -> list[str]:
     check(
         0 < values["model.cutoff"] < 1, "model.cutoff", "it must be a share between 0 and 1"
     )
-    for name in ("evaluation.top_share", "evaluation.group_decay"):
+    for name in SHARES:
         check(0 <= values[name] <= 1, name, "it must be a share between 0 and 1")
     check(
         not (config.model.gate == "ideal" and config.model.learnable_gate),

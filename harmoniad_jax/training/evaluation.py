@@ -81,7 +81,7 @@ class Restored(NamedTuple):
 
     Attributes:
       run: its parts.
-      state: with statistics of the distance maps.
+      state: with statistics of the distances.
       encoder_params: on all devices.
       calibration: None where no image was held out.
     """
@@ -174,7 +174,6 @@ def evaluate(
     """
     if calibration is not None and not calibration.fits(run.config.evaluation):
         logger.info("the evaluation was changed since training: calibrating again")
-        state = with_statistics(run, state, encoder_params)
         calibration = calibrate(run, state, encoder_params)
     predictor = Predictor(run, state, encoder_params)
     measured: dict[str, Measured] = {}

@@ -54,7 +54,7 @@ class Predictor:
 
 
 def with_statistics(run: Run, state: TrainState, encoder_params: Any) -> TrainState:
-    """The state with statistics of the distance maps on good images.
+    """The state with statistics of the distances on good images.
 
     On those held out, if there are any: the network knows those it was trained on.
     """

@@ -23,7 +23,7 @@ class TrainState:
       rng: uint32 key data; the key of step n is `fold_in(rng, n)`.
       skipped: int32 scalar, steps that changed nothing since they were not finite.
       skipped_in_a_row: int32 scalar, those of them since the last finite one.
-      statistics: of the distance maps on training images; zero and one until the last
+      statistics: of the distances on training images; zero and one until the last
         step, after which they are measured.
     """
 
@@ -53,7 +53,7 @@ def create_state(
     init_key, train_key = jax.random.split(jax.random.key(seed))
     dummy = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), features)
     params = model.init({"params": init_key}, dummy, train=False)["params"]
-    names = model.comparison_names
+    names, groups = model.comparison_names, features.patches.shape[1]
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -62,7 +62,7 @@ def create_state(
         skipped=jnp.zeros((), jnp.int32),
         skipped_in_a_row=jnp.zeros((), jnp.int32),
         statistics=Statistics(
-            mean={name: jnp.zeros(()) for name in names},
-            deviation={name: jnp.ones(()) for name in names},
+            mean={name: jnp.zeros(groups) for name in names},
+            deviation={name: jnp.ones(groups) for name in names},
         ),
     )

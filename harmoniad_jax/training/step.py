@@ -139,12 +139,12 @@ class Steps:
     def distance_step(
         self, params: Any, encoder_params: Any, images: jax.Array
     ) -> dict[str, jax.Array]:
-        """Distance maps [B, h, w] float32 of each comparison, for a batch of images."""
+        """Distances [B, G, h, w] float32 of each comparison, for a batch of images."""
         features = self._encode(encoder_params, images)
         params = gathered(self.model.mesh, params)
         comparisons = self.model.apply({"params": params}, features, train=False)
         return {
-            name: scoring.distance_map(*comparison, self.evaluation.group_decay)
+            name: scoring.cosine_distance(*comparison)
             for name, comparison in comparisons.items()
         }
 
@@ -159,7 +159,7 @@ class Steps:
 
         Args:
           params: the network's parameters.
-          statistics: of the distance maps on training images.
+          statistics: of the distances on training images.
           encoder_params: the frozen encoder's weights.
           images: [B, S, S, 3] uint8.
 
@@ -174,10 +174,14 @@ class Steps:
         compared = distances
         if settings.standardise:
             compared = scoring.standardise(distances, statistics)
-        fused = scoring.weighted_sum(compared, weights)
-        maps = scoring.upsample(fused, settings.map_side, settings.smoothing_sigma)
-        scores = scoring.image_scores(maps, settings.top_share)
-        return Prediction(maps, scores, distances)
+
+        def fused(decay: float) -> jax.Array:
+            maps = scoring.fuse(compared, weights, decay)
+            return scoring.upsample(maps, settings.map_side, settings.smoothing_sigma)
+
+        scores = scoring.image_scores(fused(settings.score_decay), settings.top_share)
+        shown = {k: scoring.group_mean(v, settings.map_decay) for k, v in distances.items()}
+        return Prediction(fused(settings.map_decay), scores, shown)
 
 
 def in_parts(parts: int, function: Callable, batch: Any, each: Any = None) -> Any:
@@ -220,11 +224,16 @@ def _finite_flags(named: Mapping[str, Any]) -> dict[str, jax.Array]:
 
 
 def measure_statistics(batches: Sequence[Mapping[str, np.ndarray]]) -> Statistics:
-    """Mean and deviation of the distance maps [B, h, w] of several batches, by name."""
+    """Mean and deviation [G] of the distances [B, G, h, w] of several batches, by name."""
     joined = {
         name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]
     }
-    return Statistics(
-        mean={name: np.float32(maps.mean()) for name, maps in joined.items()},
-        deviation={name: np.float32(maps.std()) for name, maps in joined.items()},
-    )
+
+    def by_group(measure: Callable) -> dict[str, np.ndarray]:
+        """In double precision: there may be millions of positions."""
+        return {
+            name: np.float32(measure(maps, axis=(0, 2, 3), dtype=np.float64))
+            for name, maps in joined.items()
+        }
+
+    return Statistics(mean=by_group(np.mean), deviation=by_group(np.std))

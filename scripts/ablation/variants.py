@@ -61,10 +61,14 @@ VARIANTS: dict[str, Settings] = {
     "no-hard-mining": {"loss.hard_mining": False},
     "fused-loss-only": {"loss.high_weight": 0.0, "loss.low_weight": 0.0},
     # The score: a trained run evaluated in another way.
-    "groups-equal": {"evaluation.group_decay": 1.0},
-    "shallow-group-only": {"evaluation.group_decay": 0.0},
+    "groups-equal": {"evaluation.map_decay": 1.0, "evaluation.score_decay": 1.0},
+    "shallow-group-only": {"evaluation.map_decay": 0.0, "evaluation.score_decay": 0.0},
     # The published recipe of `plain` gives both groups the same weight.
-    "plain-groups-equal": {"model.variant": "plain", "evaluation.group_decay": 1.0},
+    "plain-groups-equal": {
+        "model.variant": "plain",
+        "evaluation.map_decay": 1.0,
+        "evaluation.score_decay": 1.0,
+    },
     "with-branch-maps": {"evaluation.high_weight": 1.0, "evaluation.low_weight": 1.0},
     "with-branch-distances": {
         "evaluation.high_weight": 1.0,

@@ -12,7 +12,7 @@ import pytest
 from harmoniad_jax.model.backbone import Features
 from harmoniad_jax.model.frequency import GATES
 from harmoniad_jax.model.harmoniad import VARIANTS, Comparison, HarmoniAD
-from harmoniad_jax.model.scoring import distance_map
+from harmoniad_jax.model.scoring import cosine_distance
 
 BATCH, GROUPS, GRID, WIDTH = 2, 2, (4, 5), 8
 SWITCHES = (
@@ -89,7 +89,7 @@ def compiled(variant):
 
     def loss(params, features, key):
         noisy = model.apply({"params": params}, features, train=True, rngs={"dropout": key})
-        return sum(distance_map(*pair).mean() for pair in noisy.values()), noisy
+        return sum(cosine_distance(*pair).mean() for pair in noisy.values()), noisy
 
     def run(params, features, key):
         still = model.apply({"params": params}, features, train=False)
@@ -284,7 +284,7 @@ def cost(variant):
         comparisons = model.apply(
             {"params": params}, features, train=True, rngs={"dropout": key}
         )
-        return sum(distance_map(*pair).mean() for pair in comparisons.values())
+        return sum(cosine_distance(*pair).mean() for pair in comparisons.values())
 
     key = jax.eval_shape(lambda: jax.random.key(0))
     lowered = jax.jit(jax.grad(loss)).lower(params, features, key)

@@ -1,7 +1,5 @@
 """Distances, upsampling and image scores against numpy, scipy and jax.image."""
 
-import operator
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,13 +9,14 @@ import scipy.ndimage
 from harmoniad_jax.model.scoring import (
     Statistics,
     cosine_distance,
-    distance_map,
+    fuse,
+    group_mean,
     image_scores,
     standardise,
     upsample,
     upsampling_matrix,
-    weighted_sum,
 )
+from harmoniad_jax.training.step import measure_statistics
 
 
 def normal(*shape, seed=0):
@@ -59,57 +58,51 @@ def test_a_zero_vector_has_no_direction(zero):
     assert all(np.isfinite(gradient).all() for gradient in gradients)
 
 
-def test_distance_map_averages_groups():
-    target, prediction = normal(2, 3, 4, 5, 6), normal(2, 3, 4, 5, 6, seed=1)
-    got = distance_map(target, prediction)
-    assert got.shape == (2, 4, 5)
-    by_group = [cosine_distance(target[:, g], prediction[:, g]) for g in range(3)]
-    np.testing.assert_allclose(got, np.mean(by_group, axis=0), atol=1e-6)
-
-
 @pytest.mark.parametrize(
     ("decay", "weights"),
     [(1.0, [1 / 3] * 3), (0.5, [4 / 7, 2 / 7, 1 / 7]), (0.0, [1, 0, 0])],
 )
 def test_deeper_groups_count_less(decay, weights):
-    target, prediction = normal(2, 3, 4, 5, 6), normal(2, 3, 4, 5, 6, seed=1)
-    by_group = [cosine_distance(target[:, g], prediction[:, g]) for g in range(3)]
-    expected = sum(map(operator.mul, weights, by_group))
-    got = distance_map(target, prediction, decay)
-    np.testing.assert_allclose(got, expected, atol=1e-6)
+    maps = normal(2, 3, 4, 5)
+    got = group_mean(maps, decay)
+    np.testing.assert_allclose(got, np.average(maps, 1, weights), atol=1e-6)
 
 
 @pytest.mark.parametrize("decay", [0.0, 1 / 3, 1.0])
-def test_a_single_group_is_its_distance(decay):
-    target, prediction = normal(2, 1, 4, 5, 6), normal(2, 1, 4, 5, 6, seed=1)
-    np.testing.assert_allclose(
-        distance_map(target, prediction, decay),
-        cosine_distance(target, prediction)[:, 0],
-        atol=1e-6,
+def test_a_single_group_is_its_own_mean(decay):
+    maps = normal(2, 1, 4, 5)
+    np.testing.assert_array_equal(group_mean(maps, decay), maps[:, 0])
+
+
+def test_fusion_oracle():
+    maps = {"fused": normal(2, 2, 3, 3), "high": normal(2, 2, 3, 3, seed=1)}
+    statistics = Statistics(
+        {"fused": np.float32([0.5, 1.0]), "high": np.float32([-1.0, 0.0])},
+        {"fused": np.float32([2.0, 1.0]), "high": np.float32([0.25, 4.0])},
     )
-
-
-def test_standardise_oracle():
-    maps = {"fused": normal(2, 3, 3), "high": normal(2, 3, 3, seed=1)}
-    statistics = Statistics({"fused": 0.5, "high": -1.0}, {"fused": 2.0, "high": 0.25})
     weights = {"fused": 1.0, "high": 0.5, "low": 7.0}
-    got = weighted_sum(standardise(maps, statistics), weights)
-    expected = (maps["fused"] - 0.5) / 2 + 0.5 * (maps["high"] + 1) / 0.25
-    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+    got = fuse(standardise(maps, statistics), weights, 1 / 3)
+    shallow = (maps["fused"][:, 0] - 0.5) / 2 + 0.5 * (maps["high"][:, 0] + 1) / 0.25
+    deep = (maps["fused"][:, 1] - 1) / 1 + 0.5 * (maps["high"][:, 1] - 0) / 4
+    np.testing.assert_allclose(got, 0.75 * shallow + 0.25 * deep, rtol=1e-5, atol=1e-5)
 
 
 def test_standardise_survives_a_deviation_of_zero():
-    maps = {"fused": np.full((1, 2, 2), 0.5, np.float32)}
-    statistics = Statistics({"fused": np.float32(0.5)}, {"fused": np.float32(0)})
+    maps = {"fused": np.full((1, 1, 2, 2), 0.5, np.float32)}
+    statistics = Statistics({"fused": np.float32([0.5])}, {"fused": np.float32([0])})
     np.testing.assert_array_equal(standardise(maps, statistics)["fused"], 0)
 
 
 def test_standardised_training_maps_have_mean_zero_and_deviation_one():
-    maps = {"fused": 3 + 0.2 * normal(4, 8, 8)}
-    statistics = Statistics({"fused": maps["fused"].mean()}, {"fused": maps["fused"].std()})
+    """In every group, measured over several batches."""
+    scale = np.float32([0.2, 5.0])[:, None, None]
+    maps = {"fused": 3 + scale * normal(4, 2, 8, 8)}
+    statistics = measure_statistics(
+        [{"fused": half} for half in np.split(maps["fused"], 2)]
+    )
     got = np.asarray(standardise(maps, statistics)["fused"])
-    assert got.mean() == pytest.approx(0, abs=1e-5)
-    assert got.std() == pytest.approx(1, rel=1e-5)
+    np.testing.assert_allclose(got.mean(axis=(0, 2, 3)), 0, atol=1e-5)
+    np.testing.assert_allclose(got.std(axis=(0, 2, 3)), 1, rtol=1e-5)
 
 
 @pytest.mark.parametrize("sigma", [0, 1.0, 20.0])

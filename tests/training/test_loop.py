@@ -218,9 +218,9 @@ def test_evaluation_follows_the_settings_of_the_last_call(finished, tmp_path):
 def test_weighting_groups_otherwise_is_as_if_it_had_been_so_from_the_start(
     finished, tmp_path
 ):
-    """The maps are standardised anew: thresholds too are those of the new distances."""
+    """Thresholds too are those of the new scores."""
     config, workdir, _ = finished
-    other = changed(config, "evaluation", group_decay=1.0)
+    other = changed(config, "evaluation", map_decay=1.0, score_decay=0.0)
     shutil.copytree(workdir, tmp_path / "copy")
     afterwards = train_and_evaluate(other, tmp_path / "copy")
     assert afterwards == train_and_evaluate(other, tmp_path / "fresh")
