@@ -11,7 +11,6 @@ from harmoniad_jax.config import parse_config, with_settings
 from harmoniad_jax.data.records import Dataset
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.model.backbone import Encoder, EncoderDescription, load_encoder
-from harmoniad_jax.model.scoring import Statistics
 from harmoniad_jax.training.checks import config_problems
 from harmoniad_jax.training.setup import assemble
 from harmoniad_jax.training.sharding import make_mesh
@@ -136,12 +135,10 @@ def test_random_weights_give_finite_maps(name):
         config, Dataset(train=[], test=[]), encoder, make_mesh(devices=jax.devices()[:1])
     )
     state = jax.jit(run.initial_state)()
-    names = run.steps.model.comparison_names
-    statistics = Statistics(dict.fromkeys(names, 0.0), dict.fromkeys(names, 1.0))
     side = encoder.image_side
     images = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), np.uint8)
     prediction = jax.jit(run.steps.predict_step)(
-        state.params, statistics, encoder.params, images
+        state.params, state.statistics, encoder.params, images
     )
     assert np.isfinite(prediction.anomaly_maps).all()
     assert np.asarray(prediction.anomaly_maps).std() > 0

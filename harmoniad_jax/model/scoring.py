@@ -72,14 +72,9 @@ def standardise(
     maps: Mapping[str, jax.Array], statistics: Statistics
 ) -> dict[str, jax.Array]:
     """Distances [B, G, h, w] of each comparison, in deviations from good images' mean."""
-
-    def standardised(values, mean, deviation):
-        mean, deviation = jnp.asarray(mean), jnp.asarray(deviation)
-        scale = jnp.maximum(deviation, SMALLEST_NORM)
-        return (values - mean[..., None, None]) / scale[..., None, None]
-
     return {
-        name: standardised(values, statistics.mean[name], statistics.deviation[name])
+        name: (values - statistics.mean[name][:, None, None])
+        / jnp.maximum(statistics.deviation[name], SMALLEST_NORM)[:, None, None]
         for name, values in maps.items()
     }
 

@@ -150,6 +150,8 @@ def setting_problems(config: Config, num_devices: int | None) -> list[str]:
         check(values[name] >= 0, name, "it must not be negative")
     for name in POSITIVE:
         check(values[name] > 0, name, "it must be greater than 0")
+    for name in SHARES:
+        check(0 <= values[name] <= 1, name, "it must be a share between 0 and 1")
     for name in BELOW_ONE:
         check(0 <= values[name] < 1, name, "it must be a share between 0 and 1")
     if num_devices is not None:
@@ -157,8 +159,6 @@ def setting_problems(config: Config, num_devices: int | None) -> list[str]:
     check(
         0 < values["model.cutoff"] < 1, "model.cutoff", "it must be a share between 0 and 1"
     )
-    for name in SHARES:
-        check(0 <= values[name] <= 1, name, "it must be a share between 0 and 1")
     check(
         not (config.model.gate == "ideal" and config.model.learnable_gate),
         "model.gate",
