@@ -2,22 +2,9 @@
 
 import numpy as np
 import pytest
-from drawn import draw_category, results_of
+from drawn import HOSTILE, draw_category, results_of
 
 from harmoniad_jax.report.html import write_report
-
-# All that a name can do to a page, a path or an attribute.
-HOSTILE = (
-    "a, \"b\" 'c' & <b>d</b>",
-    "</script><script>document.title='owned'</script>",
-    "<img src=x onerror=\"document.title='owned'\">",
-    "new\nline\ttab\x00null\x85",
-    "Größe 大小 حجم ñandú",
-    "../../etc/passwd",
-    "\u202efdp.exe",
-    "\udcff not UTF-8",
-    "{braces} %s ${x} $math$ \\",
-)
 
 
 @pytest.fixture(scope="session")

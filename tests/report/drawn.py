@@ -14,6 +14,18 @@ from harmoniad_jax.metrics import (
 from harmoniad_jax.report.content import CategoryContent, Sample, choose_samples
 
 SIDE = 96
+# All that a name can do to a page, a path or an attribute.
+HOSTILE = (
+    "a, \"b\" 'c' & <b>d</b>",
+    "</script><script>document.title='owned'</script>",
+    "<img src=x onerror=\"document.title='owned'\">",
+    "new\nline\ttab\x00null\x85",
+    "Größe 大小 حجم ñandú",
+    "../../etc/passwd",
+    "\u202efdp.exe",
+    "\udcff not UTF-8",
+    "{braces} %s ${x} $math$ \\",
+)
 
 
 def draw_category(

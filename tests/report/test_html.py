@@ -10,8 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
-from conftest import HOSTILE
-from drawn import draw_category, results_of
+from drawn import HOSTILE, draw_category, results_of
 from PIL import Image
 
 from harmoniad_jax.errors import UserError

@@ -190,6 +190,9 @@ def btad():
     return Miniature("btad", "BTech_Dataset_transformed", files, in_order(expected))
 
 
+MINIATURES = {"mvtec_ad": mvtec, "visa": visa, "btad": btad}
+
+
 def write_folder(files, folder):
     for name, content in files.items():
         path = Path(folder) / name
