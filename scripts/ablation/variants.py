@@ -21,14 +21,21 @@ VARIANTS: dict[str, Settings] = {
     "plain": {"model.variant": "plain"},
     "high-only": {"model.variant": "high"},
     "low-only": {"model.variant": "low"},
-    # Parts of FSAM.
+    # Parts of FSAM, one by one and all of them.
     "no-edge-kernels": {"model.edge_kernels": False},
     "no-channel-gate": {"model.channel_gate": False},
     "no-spatial-gate": {"model.spatial_gate": False},
     "no-shrinkage": {"model.shrinkage": False},
-    # Parts of GSCM.
+    "bare-fsam": {
+        "model.edge_kernels": False,
+        "model.channel_gate": False,
+        "model.spatial_gate": False,
+        "model.shrinkage": False,
+    },
+    # Parts of GSCM, likewise, and its resolution.
     "no-global-context": {"model.global_context": False},
     "no-class-token": {"model.class_token": False},
+    "bare-gscm": {"model.global_context": False, "model.class_token": False},
     "no-decimation": {"model.decimate": False},
     # The split.
     "gaussian-gate": {"model.gate": "gaussian"},
@@ -37,6 +44,17 @@ VARIANTS: dict[str, Settings] = {
     "fixed-gate": {"model.learnable_gate": False},
     "cutoff-0.5": {"model.cutoff": 0.5},
     "no-mirror": {"model.mirror": False},
+    # All of the above at once: two bands, two branches.
+    "bare": {
+        "model.edge_kernels": False,
+        "model.channel_gate": False,
+        "model.spatial_gate": False,
+        "model.shrinkage": False,
+        "model.global_context": False,
+        "model.class_token": False,
+        "model.learnable_gate": False,
+        "model.mirror": False,
+    },
     # More of the spectrum for attention, which then works at full resolution.
     "wide-low-band": {"model.decimate": False, "model.cutoff": 0.5},
     # Targets.
