@@ -1,6 +1,7 @@
 """Eight simulated devices, and a miniature data set and run for every test."""
 
 import atexit
+import logging
 import os
 import shutil
 import tempfile
@@ -22,6 +23,7 @@ os.environ["XDG_CACHE_HOME"] = os.environ["JAX_COMPILATION_CACHE_DIR"]
 # A test that needs the model hub is a mistake; it shall fail at once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,6 +96,25 @@ def trained_run(tmp_path_factory, tiny_config) -> TrainedRun:
     config = parse_config(config)
     workdir = tmp_path_factory.mktemp("runs") / "trained"
     return TrainedRun(config, workdir, train_and_evaluate(config, workdir))
+
+
+@pytest.fixture
+def listen(caplog, monkeypatch) -> Callable[[int], Callable[[], list[str]]]:
+    """`listen(level)` gives a function: the messages logged since it was last asked."""
+    # A run of the command line before this test may have cut the logger off.
+    monkeypatch.setattr(logging.getLogger("harmoniad_jax"), "propagate", True)
+
+    def start(level):
+        caplog.set_level(level, "harmoniad_jax")
+
+        def take():
+            found = [record.getMessage() for record in caplog.records]
+            caplog.clear()
+            return found
+
+        return take
+
+    return start
 
 
 @pytest.fixture(scope="session")

@@ -29,20 +29,9 @@ from harmoniad_jax.errors import UserError
 
 
 @pytest.fixture
-def warnings(caplog):
+def warnings(listen):
     """What was logged as a warning since it was last asked for."""
-    caplog.set_level(logging.WARNING, "harmoniad_jax")
-
-    def take():
-        found = [record.getMessage() for record in caplog.records]
-        caplog.clear()
-        return found
-
-    # A run of the command line before this test may have cut the logger off.
-    logger = logging.getLogger("harmoniad_jax")
-    propagate, logger.propagate = logger.propagate, True
-    yield take
-    logger.propagate = propagate
+    return listen(logging.WARNING)
 
 
 @pytest.fixture

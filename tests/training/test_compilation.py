@@ -62,10 +62,8 @@ def test_jaxs_own_setting_has_precedence(tmp_path):
 
 
 @pytest.fixture
-def log(monkeypatch, caplog):
-    monkeypatch.setattr(logging.getLogger("harmoniad_jax"), "propagate", True)
-    caplog.set_level(logging.INFO, "harmoniad_jax")
-    return caplog
+def log(listen):
+    return listen(logging.INFO)
 
 
 def test_time_and_memory_of_a_compiled_function_are_told(log):
@@ -73,7 +71,7 @@ def test_time_and_memory_of_a_compiled_function_are_told(log):
     matrix = jax.ShapeDtypeStruct((side, side), jnp.float32)
     compiled = compile_ahead("the product", jax.jit(lambda a: (a @ a).sum()), matrix)
     assert compiled(jnp.ones((side, side))) == side**3
-    (line,) = log.messages
+    (line,) = log()
     found = re.fullmatch(
         r"compiled the product in \d+\.\d s; on each device (\d+\.\d\d) GB: "
         r"arguments (\d+\.\d\d) GB, working memory (\d+\.\d\d) GB",

@@ -36,17 +36,6 @@ def photos(products, tmp_path):
 
 
 @pytest.fixture
-def log(caplog):
+def log(listen):
     """The messages since it was last asked."""
-    caplog.set_level(logging.INFO, "harmoniad_jax")
-    # The command line's tests, in this process, cut the logger off.
-    logger = logging.getLogger("harmoniad_jax")
-    propagate, logger.propagate = logger.propagate, True
-
-    def take():
-        found = [record.getMessage() for record in caplog.records]
-        caplog.clear()
-        return found
-
-    yield take
-    logger.propagate = propagate
+    return listen(logging.INFO)
