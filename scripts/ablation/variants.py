@@ -16,6 +16,14 @@ Settings = Mapping[str, Any]
 REFERENCE = "harmoniad"
 EVALUATION = "evaluation."
 
+BARE_FSAM: Settings = {
+    "model.edge_kernels": False,
+    "model.channel_gate": False,
+    "model.spatial_gate": False,
+    "model.shrinkage": False,
+}
+BARE_GSCM: Settings = {"model.global_context": False, "model.class_token": False}
+
 VARIANTS: dict[str, Settings] = {
     REFERENCE: {},
     "plain": {"model.variant": "plain"},
@@ -26,16 +34,11 @@ VARIANTS: dict[str, Settings] = {
     "no-channel-gate": {"model.channel_gate": False},
     "no-spatial-gate": {"model.spatial_gate": False},
     "no-shrinkage": {"model.shrinkage": False},
-    "bare-fsam": {
-        "model.edge_kernels": False,
-        "model.channel_gate": False,
-        "model.spatial_gate": False,
-        "model.shrinkage": False,
-    },
+    "bare-fsam": BARE_FSAM,
     # Parts of GSCM, likewise, and its resolution.
     "no-global-context": {"model.global_context": False},
     "no-class-token": {"model.class_token": False},
-    "bare-gscm": {"model.global_context": False, "model.class_token": False},
+    "bare-gscm": BARE_GSCM,
     "no-decimation": {"model.decimate": False},
     # The split.
     "gaussian-gate": {"model.gate": "gaussian"},
@@ -44,14 +47,10 @@ VARIANTS: dict[str, Settings] = {
     "fixed-gate": {"model.learnable_gate": False},
     "cutoff-0.5": {"model.cutoff": 0.5},
     "no-mirror": {"model.mirror": False},
-    # All of the above at once: two bands, two branches.
+    # Nothing but two bands and two branches.
     "bare": {
-        "model.edge_kernels": False,
-        "model.channel_gate": False,
-        "model.spatial_gate": False,
-        "model.shrinkage": False,
-        "model.global_context": False,
-        "model.class_token": False,
+        **BARE_FSAM,
+        **BARE_GSCM,
         "model.learnable_gate": False,
         "model.mirror": False,
     },
