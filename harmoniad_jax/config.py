@@ -17,7 +17,7 @@ from typing import Any
 import ml_collections
 
 from harmoniad_jax.errors import UserError
-from harmoniad_jax.fields import convert, field_types, flatten, type_name
+from harmoniad_jax.fields import convert, field_types, type_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -305,49 +305,6 @@ class Config:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-# Settings that may change when a run is continued: they do not touch what is learnt. The
-# encoder and the images are compared by content, so that both may be moved.
-FREE_ON_RESUME = (
-    "data.root",
-    "data.data_dir",
-    "data.manual_dir",
-    "data.threads",
-    "data.check_images",
-    # Stored features differ from fresh ones by their rounding alone.
-    "cache.enabled",
-    "cache.folder",
-    "cache.max_gigabytes",
-    "cache.on_device",
-    "encoder.name",
-    # The same arithmetic, but for the order of sums.
-    "sharding.data",
-    "sharding.model",
-    "sharding.encoder",
-    "train.remat",
-    "train.log_every_steps",
-    "train.checkpoint_every_steps",
-    "train.keep_checkpoints",
-    "train.keep_every_steps",
-    "train.max_skipped_steps",
-    "train.steps_per_call",
-    "evaluation.batch_size",
-    "evaluation.map_side",
-    "evaluation.smoothing_sigma",
-    "evaluation.top_share",
-    "evaluation.map_decay",
-    "evaluation.score_decay",
-    "evaluation.fused_weight",
-    "evaluation.high_weight",
-    "evaluation.low_weight",
-    "evaluation.standardise",
-    "evaluation.mask_rule",
-    "evaluation.streaming",
-    "evaluation.report",
-    "calibration.false_positive_rate",
-    "calibration.pixel_false_positive_rate",
-)
-
-
 def default_config() -> ml_collections.ConfigDict:
     """The defaults as the `ConfigDict` that config files change and return."""
     return ml_collections.ConfigDict(Config().to_dict())
@@ -402,16 +359,6 @@ def unknown_field(path: str) -> str:
     close = same_leaf or difflib.get_close_matches(path, known, n=1)
     hint = f"did you mean config.{close[0]}?" if close else "see harmoniad_jax/config.py"
     return f"config.{path} is no setting; {hint}"
-
-
-def differences(stored: Config, given: Config) -> list[str]:
-    """The settings that keep `given` from continuing a run of `stored`."""
-    before, after = flatten(stored.to_dict()), flatten(given.to_dict())
-    return [
-        f"config.{name} is {after[name]!r} but was {before[name]!r}"
-        for name in before
-        if before[name] != after[name] and name not in FREE_ON_RESUME
-    ]
 
 
 def _parse(kind: type, values: Mapping[str, Any], prefix: str, problems: list[str]):

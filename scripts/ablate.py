@@ -29,13 +29,14 @@ from absl import flags
 from ml_collections import config_flags
 
 from harmoniad_jax import cli
-from harmoniad_jax.config import Config, differences, parse_config, with_settings
+from harmoniad_jax.config import Config, with_settings
 from harmoniad_jax.data.records import Dataset
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.report.summary import read_run
 from harmoniad_jax.training.compilation import flops
 from harmoniad_jax.training.datasets import open_dataset
 from harmoniad_jax.training.evaluation import evaluate, restore_run, write_whole
+from harmoniad_jax.training.identity import differences, parse_stored
 from harmoniad_jax.training.loop import train_and_evaluate
 from harmoniad_jax.training.setup import describe, prepare_run, resolve_config
 from harmoniad_jax.training.startup import start
@@ -182,7 +183,7 @@ gains most on the others is above `{REFERENCE}` there, in percent points."""
 def _differences(run: Mapping[str, Any], config: Config) -> list[str]:
     """In what a kept run differs from what is asked for; paths may."""
     try:
-        stored = parse_config(run["config"])
+        stored = parse_stored(run["config"])
     except UserError as error:  # of a version that had other settings
         return [str(error)]
     problems = differences(stored, config)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from harmoniad_jax.config import Config, parse_config, with_settings
+from harmoniad_jax.config import Config, with_settings
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.metrics import (
     decision_figures,
@@ -29,7 +29,7 @@ from harmoniad_jax.report.tables import (
 from harmoniad_jax.training.calibration import Calibration, Normality
 from harmoniad_jax.training.checkpoints import Checkpoints
 from harmoniad_jax.training.gallery import category_content
-from harmoniad_jax.training.identity import Identity, check_identity
+from harmoniad_jax.training.identity import Identity, check_identity, parse_stored
 from harmoniad_jax.training.measuring import Measured, measure
 from harmoniad_jax.training.prediction import Predictor, calibrate, with_statistics
 from harmoniad_jax.training.processes import is_main, wait_for_all
@@ -144,7 +144,7 @@ def with_last_settings(config: Config, workdir: Path) -> Config:
     path = workdir / CONFIG_FILE
     if not path.is_file():
         return config
-    last = parse_config(json.loads(path.read_text()))
+    last = parse_stored(json.loads(path.read_text()))
     return dataclasses.replace(
         config, evaluation=last.evaluation, calibration=last.calibration
     )

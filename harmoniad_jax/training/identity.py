@@ -1,13 +1,57 @@
 """What a checkpoint belongs to: it is restored into nothing else."""
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harmoniad_jax.config import Config, differences, parse_config
+from harmoniad_jax.config import Config, parse_config
 from harmoniad_jax.errors import UserError
+from harmoniad_jax.fields import flatten
 from harmoniad_jax.model.backbone import Encoder
+
+# Settings that may change when a run is continued: they do not touch what is learnt. The
+# encoder and the images are compared by content, so that both may be moved.
+FREE_ON_RESUME = (
+    "data.root",
+    "data.data_dir",
+    "data.manual_dir",
+    "data.threads",
+    "data.check_images",
+    # Stored features differ from fresh ones by their rounding alone.
+    "cache.enabled",
+    "cache.folder",
+    "cache.max_gigabytes",
+    "cache.on_device",
+    "encoder.name",
+    # The same arithmetic, but for the order of sums.
+    "sharding.data",
+    "sharding.model",
+    "sharding.encoder",
+    "train.remat",
+    "train.log_every_steps",
+    "train.checkpoint_every_steps",
+    "train.keep_checkpoints",
+    "train.keep_every_steps",
+    "train.max_skipped_steps",
+    "train.steps_per_call",
+    "evaluation.batch_size",
+    "evaluation.map_side",
+    "evaluation.smoothing_sigma",
+    "evaluation.top_share",
+    "evaluation.map_decay",
+    "evaluation.score_decay",
+    "evaluation.fused_weight",
+    "evaluation.high_weight",
+    "evaluation.low_weight",
+    "evaluation.standardise",
+    "evaluation.mask_rule",
+    "evaluation.streaming",
+    "evaluation.report",
+    "calibration.false_positive_rate",
+    "calibration.pixel_false_positive_rate",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,13 +91,31 @@ class Identity:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Identity":
         try:
-            config = parse_config(values["config"])
+            config = parse_stored(values["config"])
         except UserError as error:
             raise UserError(
                 f"the checkpoint was written by another version of this program: {error} "
                 "Use that version, or train anew in another --workdir."
             ) from None
         return cls(**{**values, "config": config})
+
+
+def parse_stored(values: Mapping[str, Any]) -> Config:
+    """The config that a run wrote down, maybe with an earlier version of this program.
+
+    What may change when a run is continued takes its default where that version did not
+    have it.
+
+    Raises:
+      UserError: it has settings that there are no more, or lacks others.
+    """
+    values, defaults = copy.deepcopy(values), flatten(Config().to_dict())
+    for path in FREE_ON_RESUME:
+        group, name = path.split(".")
+        # Whatever else it may be is told by `parse_config`.
+        if isinstance(values.get(group), dict):
+            values[group].setdefault(name, defaults[path])
+    return parse_config(values)
 
 
 def check_identity(stored: Identity, given: Identity, workdir: Path) -> None:
@@ -71,6 +133,16 @@ def check_identity(stored: Identity, given: Identity, workdir: Path) -> None:
             f"{workdir} holds the checkpoint of another run: {'; '.join(problems)}. "
             "Give a new --workdir, or the settings that the run began with."
         )
+
+
+def differences(stored: Config, given: Config) -> list[str]:
+    """The settings that keep `given` from continuing a run of `stored`."""
+    before, after = flatten(stored.to_dict()), flatten(given.to_dict())
+    return [
+        f"config.{name} is {after[name]!r} but was {before[name]!r}"
+        for name in before
+        if before[name] != after[name] and name not in FREE_ON_RESUME
+    ]
 
 
 def encoder_differences(stored: Identity, given: Identity) -> list[str]:
