@@ -240,10 +240,13 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CacheConfig:
-    """Features of the training images on disk: each is encoded once, for all runs."""
+    """Features of images on disk: each image is encoded once, for all runs."""
 
     # Encode all training images before the first step, and train on what was stored.
     enabled: bool = True
+    # Store those of held-out and test images too: for runs that are evaluated in several
+    # ways, or many runs on the same images.
+    evaluation: bool = False
     # Where they are stored; empty: the user's cache folder.
     folder: str = ""
     # The size that the folder is kept below: the features that were not used for longest

@@ -9,10 +9,10 @@ holds what each of them changes. The first of them, the method as it is, is what
 are compared with. Any setting can be changed for all of them, such as
 --config.train.num_steps=300; reports are not written.
 
-A training image is encoded once for all variants that read the encoder alike
-(`config.cache`). After every run ablation.json and ablation.md are written anew, with what
-is there. Interrupted, the same command goes on where it was, and it takes up more variants
-or seeds later.
+An image is encoded once for all variants that read the encoder alike (`config.cache`);
+stored features are rounded, those of test images too. After every run ablation.json and
+ablation.md are written anew, with what is there. Interrupted, the same command goes on
+where it was, and it takes up more variants or seeds later.
 """
 
 import datetime
@@ -86,7 +86,11 @@ class Ablation:
         return text
 
     def _config(self, name: str, seed: int) -> Config:
-        changes = {"evaluation.report": False, "train.seed": seed}
+        changes = {
+            "evaluation.report": False,
+            "cache.evaluation": True,
+            "train.seed": seed,
+        }
         return with_settings(self._base, changes | dict(self._known[name]))
 
     def _folder(self, name: str, seed: int) -> Path:

@@ -81,7 +81,8 @@ def fill_in(
     Raises:
       UserError: what is kept is of another run, or there are no test images.
     """
-    restored = restore_run(workdir)
+    # Corrupted images are seen once.
+    restored = restore_run(workdir, {"cache.evaluation": False})
     state, settings = restored.state, restored.run.config
     if int(state.step) < settings.train.num_steps:
         raise UserError(f"{workdir} is not trained to its end; finish it first.")

@@ -123,6 +123,12 @@ class FeatureCache:
             )
         return {name: row[name] for name in self._names}
 
+    @property
+    def empty(self) -> dict[str, np.ndarray]:
+        """Zeros in the place of an image's features."""
+        row = np.zeros((), self.row)
+        return {name: row[name] for name in self._names}
+
     def write(self, images: Sequence[str], features: Mapping[str, np.ndarray]) -> None:
         """Stores the features of several images as one chunk.
 

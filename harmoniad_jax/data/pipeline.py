@@ -5,7 +5,6 @@ categories jointly. Evaluation reads in order and pads the last batch.
 """
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -20,15 +19,19 @@ PREFETCHED_BATCHES = 4
 PREFETCHED_IMAGES = 64
 
 
+# What a batch holds of a record: an array, or a tuple or dict of arrays.
+Loader = Callable[[Record], Any]
+
+
 class EvaluationBatch(NamedTuple):
     """A batch in order of the records.
 
-    images: [B / process_count, S, S, 3] uint8, this process's rows; those that only fill
-        the batch are zero.
+    rows: what was loaded, with a leading axis of B / process_count, this process's rows;
+        those that only fill the batch are `empty`.
     valid: [B] bool of all rows, False for those.
     """
 
-    images: np.ndarray
+    rows: Any
     valid: np.ndarray
 
 
@@ -58,7 +61,7 @@ def training_order(
 
 def training_batches(
     order: grain.MapDataset,
-    load: Callable[[Record], Any],
+    load: Loader,
     *,
     batch_size: int,
     threads: int,
@@ -69,7 +72,7 @@ def training_batches(
 
     Args:
       order: see `training_order`.
-      load: what a batch holds of a record: an array, or a tuple or dict of arrays.
+      load: gives what a batch holds of a record.
       batch_size: B over all processes, a multiple of their number.
       threads: that load at the same time; they change nothing but the speed.
       process_index, process_count: which rows of each batch to read.
@@ -108,32 +111,32 @@ class _ProcessShare:
         return self.order[batch * self.batch_size + self.first + row]
 
 
-def image_loader(side: int) -> Callable[[Record], np.ndarray]:
+def image_loader(side: int) -> Loader:
     """A function that reads a record's image: [S, S, 3] uint8."""
     return lambda record: load_image(record.image, side)
 
 
 def evaluation_batches(
     records: Sequence[Record],
+    load: Loader,
+    empty: Any,
     *,
-    image_side: int,
     batch_size: int,
     threads: int,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[EvaluationBatch]:
-    """Yields all records in order, the last batch padded to `batch_size`.
+    """Yields all records in order, the last batch filled up to `batch_size`.
 
     Args:
       records: N of them.
-      image_side: S.
+      load: gives what a batch holds of a record.
+      empty: what fills the last batch, of the same shapes and dtypes.
       batch_size: B over all processes, a multiple of their number.
       threads: that load at the same time.
       process_index, process_count: which rows of each batch to read.
     """
     share = batch_size // process_count
-    load = image_loader(image_side)
-    empty = np.zeros((image_side, image_side, 3), np.uint8)
     first = process_index * share
     mine = [
         start + first + row
@@ -143,11 +146,12 @@ def evaluation_batches(
     dataset = grain.MapDataset.source(mine).map(
         lambda row: load(records[row]) if row < len(records) else empty
     )
-    images = iter(dataset.to_iter_dataset(grain.ReadOptions(threads, PREFETCHED_IMAGES)))
-    for start in range(0, len(records), batch_size):
-        rows = list(itertools.islice(images, share))
+    # Loaded one by one and batched after that: a batch waits for all threads, not for one.
+    loaded = dataset.to_iter_dataset(grain.ReadOptions(threads, PREFETCHED_IMAGES))
+    for index, rows in enumerate(loaded.batch(share)):
+        start = index * batch_size
         valid = np.arange(start, start + batch_size) < len(records)
-        yield EvaluationBatch(np.stack(rows), valid)
+        yield EvaluationBatch(rows, valid)
 
 
 def read_masks(

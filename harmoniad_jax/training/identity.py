@@ -21,6 +21,7 @@ FREE_ON_RESUME = (
     "data.check_images",
     # Stored features differ from fresh ones by their rounding alone.
     "cache.enabled",
+    "cache.evaluation",
     "cache.folder",
     "cache.max_gigabytes",
     "cache.on_device",

@@ -82,7 +82,7 @@ class Steps:
           and "gradient_norm", float32; "skipped" and "skipped_in_a_row", int32 numbers
           of steps; with `check_numerics` a flag "finite/NAME" for each array.
         """
-        features = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), features)
+        features = _exact(features)
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         gradients, metrics = jax.grad(self._loss, has_aux=True)(
             gathered(self.model.mesh, state.params), features, key, state.step
@@ -137,10 +137,19 @@ class Steps:
         return {"fused": fused, "high": high, "low": low}
 
     def distance_step(
-        self, params: Any, encoder_params: Any, images: jax.Array
+        self, params: Any, encoder_params: Any, images: jax.Array | Features
     ) -> dict[str, jax.Array]:
-        """Distances [B, G, h, w] float32 of each comparison, for a batch of images."""
-        features = self._encode(encoder_params, images)
+        """Distances [B, G, h, w] float32 of each comparison, for a batch of images.
+
+        Args:
+          params: the network's parameters.
+          encoder_params: the frozen encoder's weights.
+          images: [B, S, S, 3] uint8, or their features of any floating-point dtype.
+        """
+        if isinstance(images, Features):
+            features = _exact(images)
+        else:
+            features = self._encode(encoder_params, images)
         params = gathered(self.model.mesh, params)
         comparisons = self.model.apply({"params": params}, features, train=False)
         return {
@@ -153,7 +162,7 @@ class Steps:
         params: Any,
         statistics: Statistics,
         encoder_params: Any,
-        images: jax.Array,
+        images: jax.Array | Features,
     ) -> Prediction:
         """Anomaly maps and image scores of a batch of images.
 
@@ -161,7 +170,7 @@ class Steps:
           params: the network's parameters.
           statistics: of the distances on training images.
           encoder_params: the frozen encoder's weights.
-          images: [B, S, S, 3] uint8.
+          images: see `distance_step`.
 
         Returns:
           `Prediction`, float32.
@@ -212,6 +221,11 @@ def in_parts(parts: int, function: Callable, batch: Any, each: Any = None) -> An
     arguments = (jax.tree.map(split, batch),) + (() if each is None else (each,))
     function = jax.checkpoint(function)
     return jax.tree.map(join, jax.lax.map(lambda part: function(*part), arguments))
+
+
+def _exact(features: Features) -> Features:
+    """Features in the dtype that is computed with; they may be stored in a smaller one."""
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), features)
 
 
 def _finite_flags(named: Mapping[str, Any]) -> dict[str, jax.Array]:

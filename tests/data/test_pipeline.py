@@ -375,9 +375,12 @@ def test_no_record_is_read_to_know_the_order():
 # Evaluation.
 
 
+EMPTY = np.zeros((4, 4, 3), np.uint8)
+
+
 def evaluate(records, batch_size, **share):
-    settings = {"image_side": 4, "batch_size": batch_size, "threads": 2, **share}
-    return list(evaluation_batches(records, **settings))
+    settings = {"batch_size": batch_size, "threads": 2, **share}
+    return list(evaluation_batches(records, image_loader(4), EMPTY, **settings))
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 5, 10, 16])
@@ -385,14 +388,14 @@ def test_evaluation_is_in_order_and_padded(records, batch_size):
     batches = evaluate(records, batch_size)
     assert len(batches) == -(-COUNT // batch_size)
     for batch in batches:
-        assert (batch.images.dtype, batch.images.shape) == (
+        assert (batch.rows.dtype, batch.rows.shape) == (
             np.uint8,
             (batch_size, 4, 4, 3),
         )
         assert (batch.valid.dtype, batch.valid.shape) == (bool, (batch_size,))
-        assert not batch.images[~batch.valid].any()
+        assert not batch.rows[~batch.valid].any()
     assert all(batch.valid.all() for batch in batches[:-1])
-    found = flatten(indices(batch.images[batch.valid]) for batch in batches)
+    found = flatten(indices(batch.rows[batch.valid]) for batch in batches)
     assert found == list(range(COUNT))
 
 
@@ -405,17 +408,17 @@ def test_processes_evaluate_their_rows_of_every_batch(records, processes):
     ]
     for batch, *parts in zip(whole, *shares, strict=True):
         np.testing.assert_array_equal(
-            np.concatenate([part.images for part in parts]), batch.images
+            np.concatenate([part.rows for part in parts]), batch.rows
         )
         assert all((part.valid == batch.valid).all() for part in parts)
 
 
 def test_an_evaluation_image_is_what_preprocess_gives(products):
     paths = sorted(products.glob("*/test/*/*.png"))[:3]
-    (batch,) = evaluation_batches(
-        [Record(path, "any") for path in paths], image_side=16, batch_size=4, threads=1
-    )
-    for image, path in zip(batch.images, paths, strict=False):
+    records = [Record(path, "any") for path in paths]
+    empty = np.zeros((16, 16, 3), np.uint8)
+    (batch,) = evaluation_batches(records, image_loader(16), empty, batch_size=4, threads=1)
+    for image, path in zip(batch.rows, paths, strict=False):
         np.testing.assert_array_equal(image, preprocess(read_image(path), 16))
 
 

@@ -15,6 +15,7 @@ FREE = (
     "data.manual_dir",
     "data.threads",
     "cache.enabled",
+    "cache.evaluation",
     "cache.folder",
     "cache.max_gigabytes",
     "cache.on_device",

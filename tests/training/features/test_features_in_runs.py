@@ -19,7 +19,9 @@ from PIL import Image
 from run_helpers import assert_bitwise_equal, changed, final_state, overrides
 
 from harmoniad_jax.data.feature_cache import FeatureCache
+from harmoniad_jax.model.backbone import Encoder
 from harmoniad_jax.training.checkpoints import Checkpoints
+from harmoniad_jax.training.evaluation import evaluate, restore_run
 from harmoniad_jax.training.features import training_data
 from harmoniad_jax.training.loop import train_and_evaluate
 from harmoniad_jax.training.setup import prepare_run
@@ -55,6 +57,36 @@ def test_a_finished_run_needs_no_cache(finished, tmp_path):
     again = train_and_evaluate(elsewhere, workdir)
     assert {**again, "config_hash": results["config_hash"]} == results
     assert not away.exists()
+
+
+def evaluated(workdir, output, **cache):
+    """A run evaluated with other settings of the cache: what is written."""
+    output.mkdir()
+    changes = {f"cache.{setting}": value for setting, value in cache.items()}
+    evaluate(*restore_run(workdir, changes), output)
+    return json.loads(results_of(output))
+
+
+def test_a_run_is_evaluated_from_stored_features_as_from_images(
+    finished, tmp_path, monkeypatch
+):
+    _, workdir, expected = finished
+    stored = {"evaluation": True, "folder": str(tmp_path / "cache")}
+    first = evaluated(workdir, tmp_path / "first", **stored)
+    for name, figures in expected["per_category"].items():
+        assert first["per_category"][name] == pytest.approx(figures, abs=1e-3)
+    # Nobody encodes a test image again, and nothing changes.
+    monkeypatch.setattr(Encoder, "encode", None)
+    assert evaluated(workdir, tmp_path / "second", **stored) == first
+
+
+def test_what_does_not_fit_is_evaluated_from_images(finished, tmp_path):
+    _, workdir, expected = finished
+    away = tmp_path / "cache"
+    settings = {"evaluation": True, "folder": str(away), "max_gigabytes": 1e-9}
+    found = evaluated(workdir, tmp_path / "run", **settings)
+    assert found["per_category"] == expected["per_category"]
+    assert not list(away.glob("*/*.npy"))
 
 
 def interrupt_after(step, monkeypatch):
