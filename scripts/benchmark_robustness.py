@@ -10,6 +10,9 @@ maps are standardised as for clean images. The output folder gets the seven figu
 run, corruption and severity as robustness.json, tables as robustness.md and a plot of
 figures against severity as robustness.png. Interrupted, the same command goes on where it
 was.
+
+With --bands every corruption that moves no pixels is also let through the low or the high
+frequency band of the features alone, the other band being that of the clean image.
 """
 
 import argparse
@@ -23,7 +26,8 @@ from typing import Any
 
 import numpy as np
 from command_line import Parser, whole_number
-from robustness.corruptions import CORRUPTIONS, SEVERITIES, corrupted
+from robustness.bands import BANDS, through_band
+from robustness.corruptions import CORRUPTIONS, SEVERITIES, Condition, corrupted
 from robustness.tables import CLEAN, plot, tables
 
 from harmoniad_jax.data.records import Record
@@ -63,18 +67,20 @@ def mean_figures(
 
 def fill_in(
     workdir: Path,
-    corruptions: Sequence[str],
+    conditions: Sequence[Condition],
+    severities: Sequence[int],
     images: int | None,
     kept: dict[str, Any],
     save: Callable[[], None],
 ) -> None:
-    """Evaluates a run where that was not done yet, and saves after every corruption.
+    """Evaluates a run where that was not done yet, and saves after every condition.
 
     Args:
       workdir: folder of the run.
-      corruptions: names.
+      conditions: to evaluate it under.
+      severities: of each of them.
       images: of each category, at most; None: all.
-      kept: what is known of the run: "run", which it is, and "figures", by corruption the
+      kept: what is known of the run: "run", which it is, and "figures", by condition the
         seven figures at each severity.
       save: writes all that is known.
 
@@ -95,23 +101,27 @@ def fill_in(
             "give another --output."
         )
     figures = kept.setdefault("figures", {})
-    predictor = Predictor(*restored[:3])
     records = chosen_records(restored.run.dataset.test, images)
+    predictors = {None: Predictor(*restored[:3])} | {
+        band: Predictor(*restored[:3], through_band(band)) for band in BANDS
+    }
 
-    def under(name: str, severity: int) -> dict[str, float | None]:
+    def under(condition: Condition, severity: int) -> dict[str, float | None]:
         changed = {
-            category: [corrupted(record, name, severity) for record in found]
+            category: [
+                corrupted(record, condition.corruption, severity) for record in found
+            ]
             for category, found in records.items()
         }
-        return mean_figures(restored, predictor, changed, f"{name} {severity}")
+        title = f"{condition.corruption} {severity}"
+        return mean_figures(restored, predictors[condition.band], changed, title)
 
-    for name in (CLEAN, *corruptions):
-        if name not in figures:
-            figures[name] = (
-                [mean_figures(restored, predictor, records, CLEAN)]
-                if name == CLEAN
-                else [under(name, severity) for severity in SEVERITIES]
-            )
+    if CLEAN not in figures:
+        figures[CLEAN] = [mean_figures(restored, predictors[None], records, CLEAN)]
+        save()
+    for condition in conditions:
+        if condition.name not in figures:
+            figures[condition.name] = [under(condition, level) for level in severities]
             save()
 
 
@@ -127,6 +137,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--output", type=Path, required=True, help="folder for tables and plot")
     add("--images", type=whole_number, help="of each category, at most (default: all)")
     add("--corruptions", default=",".join(CORRUPTIONS), help="names with commas")
+    add("--severities", default="1,2,3,4,5", help="numbers with commas")
+    add("--bands", action="store_true", help="each through one band of features as well")
     options = parser.parse_args(arguments)
     options.workdirs = [workdir.expanduser().resolve() for workdir in options.workdirs]
     options.corruptions = options.corruptions.split(",")
@@ -135,6 +147,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             raise UserError(
                 f"corruption {name!r} is unknown; there are {', '.join(CORRUPTIONS)}."
             )
+    if not set(options.severities.split(",")) <= set(map(str, SEVERITIES)):
+        raise UserError(f"--severities={options.severities} are no numbers from 1 to 5.")
+    options.severities = sorted(set(map(int, options.severities.split(","))))
     for workdir in options.workdirs:
         if not has_checkpoints(workdir):
             raise UserError(f"{workdir} holds no checkpoint of a run.")
@@ -144,31 +159,45 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+def conditions_of(options: argparse.Namespace) -> list[Condition]:
+    """Every corruption, and where it moves no pixels and bands are wanted, through each."""
+    conditions = []
+    for name in options.corruptions:
+        by_band = options.bands and not CORRUPTIONS[name].move
+        conditions += [
+            Condition(name, band) for band in (None, *(BANDS if by_band else ()))
+        ]
+    return conditions
+
+
 def run(options: argparse.Namespace) -> str:
     """Evaluates, writes everything, and returns the tables."""
     path = options.output / "robustness.json"
-    kept = {"images": options.images, "runs": {}}
+    asked = {"images": options.images, "severities": options.severities}
+    kept = asked | {"runs": {}}
     if path.is_file():
         kept = json.loads(path.read_text())
-        if kept["images"] != options.images:
-            raise UserError(
-                f"{path} was made with {kept['images'] or 'all'} images of each category; "
-                "give another --output, or delete it."
-            )
+        for name, value in asked.items():
+            if kept[name] != value:
+                raise UserError(
+                    f"{path} was made with {kept[name] or 'all'} {name}, not with "
+                    f"{value or 'all'}; give another --output, or delete it."
+                )
     options.output.mkdir(parents=True, exist_ok=True)
 
     def save() -> None:
         write_whole(path, json.dumps(kept, indent=2) + "\n")
 
+    conditions, severities = conditions_of(options), options.severities
     for workdir in options.workdirs:
         of_this = kept["runs"].setdefault(workdir.name, {})
-        fill_in(workdir, options.corruptions, options.images, of_this, save)
+        fill_in(workdir, conditions, severities, options.images, of_this, save)
     names = [workdir.name for workdir in options.workdirs]
     figures = {name: kept["runs"][name]["figures"] for name in names}
-    text = tables(figures, options.corruptions)
+    text = tables(figures, conditions, severities)
     (options.output / "robustness.md").write_text(text)
     with style():
-        drawing = plot(figures, options.corruptions)
+        drawing = plot(figures, conditions, severities)
         drawing.savefig(options.output / "robustness.png", dpi=PNG_DPI)
     return text
 

@@ -1,12 +1,13 @@
 """From a trained state and records to anomaly maps, scores and what good images score."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from harmoniad_jax.data.records import Record
+from harmoniad_jax.model.backbone import Features
 from harmoniad_jax.model.scoring import Prediction
 from harmoniad_jax.training.calibration import Calibration
 from harmoniad_jax.training.encoding import inputs_in_order
@@ -15,12 +16,31 @@ from harmoniad_jax.training.sharding import replicate, replicated, shard_batch
 from harmoniad_jax.training.state import TrainState
 from harmoniad_jax.training.step import measure_statistics
 
+Inputs = Callable[
+    [Run, Any, Sequence[Record], str],
+    Iterator[tuple[jax.Array | Features, np.ndarray]],
+]
+
 
 class Predictor:
     """Anomaly maps and image scores of images, compiled once."""
 
-    def __init__(self, run: Run, state: TrainState, encoder_params: Any):
-        self._run = run
+    def __init__(
+        self,
+        run: Run,
+        state: TrainState,
+        encoder_params: Any,
+        inputs: Inputs = inputs_in_order,
+    ):
+        """Compiles nothing yet.
+
+        Args:
+          run: the parts of the run.
+          state: the trained state.
+          encoder_params: the encoder's weights on all devices.
+          inputs: gives batches of images or features for records, as `inputs_in_order`.
+        """
+        self._run, self._inputs = run, inputs
         self._arguments = (state.params, state.statistics, encoder_params)
         self._step = jax.jit(run.steps.predict_step, out_shardings=replicated(run.mesh))
 
@@ -35,7 +55,7 @@ class Predictor:
         """Yields some of the records at a time, in order, with their `Prediction`."""
         done = 0
         encoder_params = self._arguments[-1]
-        for batch, valid in inputs_in_order(self._run, encoder_params, records, title):
+        for batch, valid in self._inputs(self._run, encoder_params, records, title):
             prediction = jax.device_get(self._step(*self._arguments, batch))
             count = int(valid.sum())
             rows = jax.tree.map(lambda leaf, rows=valid: leaf[rows], prediction)

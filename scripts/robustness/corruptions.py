@@ -139,12 +139,28 @@ CORRUPTIONS = {
 }
 
 
+class Condition(NamedTuple):
+    """What test images are evaluated under.
+
+    Attributes:
+      corruption: its name.
+      band: the frequency band that it is let through, see bands.py; None: both.
+    """
+
+    corruption: str
+    band: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.corruption}, {self.band} band" if self.band else self.corruption
+
+
 def corrupted(record: Record, name: str, severity: int) -> Record:
     """The record with its image corrupted, and its mask where pixels move.
 
     Chance is that of the image's name: every call gives the same image.
     """
-    make = functools.partial(_Corrupted, corruption=name, severity=severity, key=record.key)
+    make = functools.partial(Corrupted, corruption=name, severity=severity, key=record.key)
     mask = record.mask
     if mask is not None and CORRUPTIONS[name].move:
         mask = make(mask, is_mask=True)
@@ -152,8 +168,8 @@ def corrupted(record: Record, name: str, severity: int) -> Record:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Corrupted:
-    """An image file that is corrupted when it is read."""
+class Corrupted:
+    """An image file that is corrupted when it is read; `file` is the clean one."""
 
     file: ImageFile
     _: dataclasses.KW_ONLY

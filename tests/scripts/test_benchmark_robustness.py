@@ -1,6 +1,7 @@
 """scripts/benchmark_robustness.py: corruptions are what they say, and runs are compared."""
 
 import dataclasses
+import functools
 import json
 import shutil
 
@@ -8,13 +9,16 @@ import numpy as np
 import pytest
 from benchmark_robustness import chosen_records, main, parse
 from PIL import Image
-from robustness.corruptions import CORRUPTIONS, SEVERITIES, corrupted
+from robustness.bands import BANDS, mixed
+from robustness.corruptions import CORRUPTIONS, SEVERITIES, Condition, corrupted
 from robustness.tables import mean_change, plot, tables
 
+from harmoniad_jax.config import ModelConfig
 from harmoniad_jax.data.preprocess import read_image, read_mask
 from harmoniad_jax.data.records import Record
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.metrics import METRIC_NAMES
+from harmoniad_jax.model.backbone import Features
 
 
 @pytest.fixture
@@ -86,6 +90,8 @@ def test_levels_are_five():
     [
         (("a", "--corruptions=fog"), r"'fog' is unknown; there are noise"),
         (("a", "--corruptions="), r"'' is unknown; there are noise"),
+        (("a", "--severities=0,1"), r"=0,1 are no numbers from 1 to 5"),
+        (("a", "--severities="), r"= are no numbers from 1 to 5"),
         (("a", "other/a"), "told apart by their names"),
         (("a", "nowhere"), "nowhere holds no checkpoint"),
     ],
@@ -120,8 +126,8 @@ def test_a_change_is_the_mean_over_severities():
 def test_undefined_figures_are_dashes():
     figures = figures_of(image_auroc=None)
     assert mean_change(figures, "a", "noise", "image_auroc") is None
-    assert "nan" not in tables(figures, ["noise"])
-    assert plot(figures, ["noise"]).axes
+    assert "nan" not in tables(figures, [Condition("noise")], SEVERITIES)
+    assert plot(figures, [Condition("noise")], SEVERITIES).axes
 
 
 def test_runs_are_evaluated_under_corruptions(trained_run, tmp_path, capsys):
@@ -154,9 +160,43 @@ def test_runs_are_evaluated_under_corruptions(trained_run, tmp_path, capsys):
     assert "12.5" in (output / "robustness.md").read_text()
     kept["runs"]["second"]["run"]["step"] = 7
     path.write_text(json.dumps(kept))
-    refusals = {(): "another run of that name", ("--images=2",): "made with all images"}
+    refusals = {
+        (): "another run of that name",
+        ("--images=2",): "made with all images, not with 2",
+        ("--severities=3",): "made with [1, 2, 3, 4, 5] severities, not with [3]",
+    }
     for extra, message in refusals.items():
         with pytest.raises(SystemExit) as status:
             main([*arguments, *extra])
         assert status.value.code == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_corruption_acts_through_a_band(trained_run, tmp_path):
+    arguments = [str(trained_run.workdir), f"--output={tmp_path}", "--bands"]
+    main([*arguments, "--corruptions=noise,shift", "--severities=5", "--images=4"])
+    (run,) = json.loads((tmp_path / "robustness.json").read_text())["runs"].values()
+    figures = run["figures"]
+    # Bands of what moved mean nothing.
+    names = {"clean", "noise", "noise, low band", "noise, high band", "shift"}
+    assert set(figures) == names
+    assert {len(of_one) for of_one in figures.values()} == {1}
+    different = {json.dumps(figures[name]) for name in figures}
+    assert len(different) == len(figures)
+
+
+def test_bands_add_up_to_the_corruption():
+    """A toy encoder, whose features are the image itself."""
+    rng = np.random.default_rng(0)
+    clean, other = rng.normal(size=(2, 3, 2, 6, 5, 4)).astype(np.float32)
+
+    def encode(params, images):
+        return Features(images, images[:, 0, 0, 0])
+
+    low, high = (mixed(encode, ModelConfig(), b, None, clean, other) for b in BANDS)
+    np.testing.assert_allclose(low.patches + high.patches, clean + other, atol=1e-5)
+    # The mean of an image belongs to the low band.
+    means = functools.partial(np.mean, axis=(2, 3))
+    np.testing.assert_allclose(means(low.patches), means(other), atol=1e-5)
+    np.testing.assert_allclose(means(high.patches), means(clean), atol=1e-5)
+    np.testing.assert_array_equal(low.class_token, other[:, 0, 0, 0])

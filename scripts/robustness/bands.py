@@ -1,0 +1,74 @@
+"""Which frequency band of the features a corruption acts through.
+
+An image gets one band of its corrupted version and keeps the other of its clean one.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from harmoniad_jax.config import ModelConfig
+from harmoniad_jax.data.records import Record
+from harmoniad_jax.model.backbone import Features
+from harmoniad_jax.model.frequency import low_pass
+from harmoniad_jax.training.encoding import inputs_in_order
+from harmoniad_jax.training.prediction import Inputs
+from harmoniad_jax.training.setup import Run
+
+BANDS = ("low", "high")
+
+
+def through_band(band: str) -> Inputs:
+    """What a `Predictor` predicts corrupted records from: one band of the corruption.
+
+    Args:
+      band: one of `BANDS`. The split is the one that a run begins with, so that runs can
+        be compared.
+    """
+
+    def inputs(
+        run: Run, encoder_params: Any, records: Sequence[Record], title: str
+    ) -> Iterator[tuple[Features, np.ndarray]]:
+        clean = [dataclasses.replace(record, image=record.image.file) for record in records]
+        pairs = zip(
+            inputs_in_order(run, encoder_params, clean, f"{title}, clean"),
+            inputs_in_order(run, encoder_params, records, f"{title}, {band} band"),
+            strict=True,
+        )
+        mix = functools.partial(mixed, run.encoder.encode, run.config.model, band)
+        for (one, valid), (other, _) in pairs:
+            yield mix(encoder_params, one, other), valid
+
+    return inputs
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def mixed(
+    encode: Callable[[Any, jax.Array], Features],
+    split: ModelConfig,
+    band: str,
+    encoder_params: Any,
+    clean: jax.Array,
+    corrupted: jax.Array,
+) -> Features:
+    """The features of clean images, and of the corrupted ones in a band.
+
+    The class token, which belongs to neither band, is that of the corrupted image.
+    """
+    clean, corrupted = (encode(encoder_params, images) for images in (clean, corrupted))
+    change = corrupted.patches - clean.patches
+    groups = jnp.ones(change.shape[1])
+    low = low_pass(
+        change,
+        groups * split.cutoff,
+        groups * split.softness,
+        gate=split.gate,
+        mirror=split.mirror,
+    )
+    change = low if band == "low" else change - low
+    return Features(clean.patches + change, corrupted.class_token)
