@@ -39,6 +39,7 @@ VARIANTS: dict[str, Settings] = {
     "no-global-context": {"model.global_context": False},
     "no-class-token": {"model.class_token": False},
     "bare-gscm": BARE_GSCM,
+    "bare-modules": {**BARE_FSAM, **BARE_GSCM},
     "no-decimation": {"model.decimate": False},
     # The split.
     "gaussian-gate": {"model.gate": "gaussian"},
