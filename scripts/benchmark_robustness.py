@@ -102,8 +102,9 @@ def fill_in(
         )
     figures = kept.setdefault("figures", {})
     records = chosen_records(restored.run.dataset.test, images)
-    predictors = {None: Predictor(*restored[:3])} | {
-        band: Predictor(*restored[:3], through_band(band)) for band in BANDS
+    parts = run, state, encoder_params = restored[:3]
+    predictors = {None: Predictor(*parts)} | {
+        band: Predictor(*parts, through_band(run, encoder_params, band)) for band in BANDS
     }
 
     def under(condition: Condition, severity: int) -> dict[str, float | None]:
@@ -178,9 +179,9 @@ def run(options: argparse.Namespace) -> str:
     if path.is_file():
         kept = json.loads(path.read_text())
         for name, value in asked.items():
-            if kept[name] != value:
+            if kept.get(name) != value:
                 raise UserError(
-                    f"{path} was made with {kept[name] or 'all'} {name}, not with "
+                    f"{path} was made with {kept.get(name) or 'all'} {name}, not with "
                     f"{value or 'all'}; give another --output, or delete it."
                 )
     options.output.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ PREFETCHED_BATCHES = 4
 PREFETCHED_IMAGES = 64
 
 
-# What a batch holds of a record: an array, or a tuple or dict of arrays.
+# From a record to what a batch holds of it: an array, or a tuple or dict of arrays.
 Loader = Callable[[Record], Any]
 
 

@@ -5,7 +5,7 @@ import hashlib
 import importlib.metadata
 import inspect
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from harmoniad_jax.data.feature_cache import (
 )
 from harmoniad_jax.data.pipeline import Loader, evaluation_batches, image_loader
 from harmoniad_jax.data.records import Record
+from harmoniad_jax.errors import UserError
 from harmoniad_jax.model import attention, backbone, position_embedding
 from harmoniad_jax.model.backbone import Features
 from harmoniad_jax.training.datasets import cache_folder
@@ -41,27 +42,60 @@ MOST_CHUNKS = 256
 PROGRAM = (preprocess, backbone, attention, position_embedding)
 LIBRARIES = ("flax", "jax", "pillow", "transformers")
 
+# From records and a title for the progress bar to batches, in order, of what the steps of
+# evaluation take, each with the rows of it that are real.
+Inputs = Callable[
+    [Sequence[Record], str], Iterator[tuple[jax.Array | Features, np.ndarray]]
+]
 
-def inputs_in_order(
-    run: Run, encoder_params: Any, records: Sequence[Record], title: str
-) -> Iterator[tuple[jax.Array | Features, np.ndarray]]:
-    """Batches of what the steps of evaluation take, and which rows of each are real.
 
-    Images, or with `config.cache.evaluation` their features, stored before if need be.
+def image_inputs(run: Run) -> Inputs:
+    """Images, read whenever they are asked for."""
+    return lambda records, title: _image_batches(run, records, title, run.mesh)
+
+
+def evaluation_inputs(run: Run, encoder_params: Any) -> Inputs:
+    """Images, or with `config.cache.evaluation` their stored features.
+
+    Held-out and test images that are not stored yet are encoded here, all of them, so that
+    none makes room for another. Where they cannot be stored, evaluation goes on with
+    images: it may stand at the end of a long training.
+
+    Args:
+      run: the parts of the run.
+      encoder_params: the encoder's weights on all devices.
     """
-    if run.config.cache.evaluation and records:
-        known = hashed(run, records)
-        cache = stored_features(run, encoder_params, {r.sha256: r for r in known})
-        if cache is not None:
+    settings, dataset = run.config.cache, run.dataset
+    wanted = [*dataset.held_out, *dataset.test]
+    if not (settings.evaluation and wanted):
+        return image_inputs(run)
+    # Those of training stay for the next run, and are read where none was held out.
+    trained = list(dataset.train) if settings.enabled else []
+    records = [*wanted, *trained]
+    known = dict(zip(records, hashed(run, records), strict=True))
+    images = {known[record].sha256: known[record] for record in wanted}
+    beside = {known[record].sha256 for record in trained}
+    try:
+        cache = stored_features(run, encoder_params, images, beside)
+    except UserError as error:
+        logger.warning("%s Evaluation goes on without stored features.", error)
+        cache = None
+    if cache is None:
+        return image_inputs(run)
 
-            def read(record: Record) -> dict[str, np.ndarray]:
-                return cache.read(record.sha256)
+    def read(record: Record) -> dict[str, np.ndarray]:
+        return cache.read(known[record].sha256)
 
-            batches = _batches(run, known, title, run.mesh, read, cache.empty)
-            for features, valid in batches:
-                yield Features(**features), valid
+    def inputs(
+        records: Sequence[Record], title: str
+    ) -> Iterator[tuple[jax.Array | Features, np.ndarray]]:
+        if not all(r in known and known[r].sha256 in cache for r in records):
+            yield from _image_batches(run, records, title, run.mesh)
             return
-    yield from _image_batches(run, records, title, run.mesh)
+        for features, valid in _batches(run, records, title, run.mesh, read, cache.empty):
+            yield Features(**features), valid
+
+    return inputs
 
 
 def hashed(run: Run, records: Sequence[Record]) -> list[Record]:
@@ -78,7 +112,10 @@ def hashed(run: Run, records: Sequence[Record]) -> list[Record]:
 
 
 def stored_features(
-    run: Run, encoder_params: Any, images: Mapping[str, Record]
+    run: Run,
+    encoder_params: Any,
+    images: Mapping[str, Record],
+    beside: Collection[str] = (),
 ) -> FeatureCache | None:
     """The cache, after it was given the features of images that it does not hold yet.
 
@@ -86,6 +123,7 @@ def stored_features(
       run: the parts of the run.
       encoder_params: the encoder's weights on all devices.
       images: by the SHA-256 of each.
+      beside: SHA-256 of more images, whose features are to stay where they are stored.
 
     Returns:
       None if they do not fit into `config.cache.max_gigabytes`.
@@ -93,33 +131,35 @@ def stored_features(
     Raises:
       UserError: the cache cannot be written, or an image cannot be read.
     """
-    cache, settings = _open_cache(run), run.config.cache
-    size, limit = cache.bytes_for(len(images)), int(settings.max_gigabytes * 1e9)
+    cache, settings = together(lambda: _open_cache(run)), run.config.cache
+    count, limit = len({*images, *beside}), int(settings.max_gigabytes * 1e9)
+    size = cache.bytes_for(count)
     if size > limit:
         logger.warning(
             "features of %d images take %s, more than config.cache.max_gigabytes=%g "
             "allows: going on without the cache, which encodes images whenever they are "
             "read",
-            len(images),
+            count,
             gigabytes(size),
             settings.max_gigabytes,
         )
         return None
+    kept = {*images, *(image for image in beside if image in cache)}
     # The folder may be one that all processes share, or each may have its own.
-    main_first(lambda: cache.make_room(images, limit))
+    main_first(lambda: cache.make_room(kept, limit))
     missing = sum(image not in cache for image in images)
     logger.info(
         "features of %d images, %s in %s; %d are to be encoded",
         len(images),
-        gigabytes(size),
+        gigabytes(cache.bytes_for(len(images))),
         cache.folder,
         missing,
     )
-    count = jax.process_count()
+    processes = jax.process_count()
     # By place in the whole list, so that processes agree, whatever each of them found.
-    share = list(images)[jax.process_index() :: count]
+    share = list(images)[jax.process_index() :: processes]
     together(lambda: _fill(run, encoder_params, cache, _missing(cache, images, share)))
-    if count > 1:
+    if processes > 1:
         # What the others encoded is there now, or on disks that are not ours.
         cache.refresh()
         together(lambda: _fill(run, encoder_params, cache, _missing(cache, images, images)))

@@ -28,6 +28,7 @@ from harmoniad_jax.report.tables import (
 )
 from harmoniad_jax.training.calibration import Calibration, Normality
 from harmoniad_jax.training.checkpoints import Checkpoints
+from harmoniad_jax.training.encoding import evaluation_inputs
 from harmoniad_jax.training.gallery import category_content
 from harmoniad_jax.training.identity import Identity, check_identity, parse_stored
 from harmoniad_jax.training.measuring import Measured, measure
@@ -130,8 +131,9 @@ def restore_run(workdir: Path, changes: Mapping[str, Any] | None = None) -> Rest
             int(state.step),
             run.config.train.num_steps,
         )
-        state = with_statistics(run, state, encoder_params)
-        calibration = calibrate(run, state, encoder_params)
+        inputs = evaluation_inputs(run, encoder_params)
+        state = with_statistics(run, state, encoder_params, inputs)
+        calibration = calibrate(run, state, encoder_params, inputs)
     return Restored(run, state, encoder_params, calibration)
 
 
@@ -144,7 +146,13 @@ def with_last_settings(config: Config, workdir: Path) -> Config:
     path = workdir / CONFIG_FILE
     if not path.is_file():
         return config
-    last = parse_stored(json.loads(path.read_text()))
+    try:
+        last = parse_stored(json.loads(path.read_text()))
+    except UserError as error:
+        raise UserError(
+            f"{path} was written by another version of this program: {error} Delete it to "
+            "take the settings of the checkpoint."
+        ) from None
     return dataclasses.replace(
         config, evaluation=last.evaluation, calibration=last.calibration
     )
@@ -172,10 +180,11 @@ def evaluate(
       thresholds that "pixel_false_positive_rate" of the good pixels exceed, and counts of
       "lost_masks" and "rescued_defects".
     """
+    inputs = evaluation_inputs(run, encoder_params)
     if calibration is not None and not calibration.fits(run.config.evaluation):
         logger.info("the evaluation was changed since training: calibrating again")
-        calibration = calibrate(run, state, encoder_params)
-    predictor = Predictor(run, state, encoder_params)
+        calibration = calibrate(run, state, encoder_params, inputs)
+    predictor = Predictor(run, state, encoder_params, inputs)
     measured: dict[str, Measured] = {}
     writes = is_main()
     reports = run.config.evaluation.report and bool(run.dataset.test)

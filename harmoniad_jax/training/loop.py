@@ -19,6 +19,7 @@ from harmoniad_jax.signals import Interrupted, deferred
 from harmoniad_jax.training.checkpoint_folders import has_checkpoints
 from harmoniad_jax.training.checkpoints import Checkpoints
 from harmoniad_jax.training.compilation import gigaflops
+from harmoniad_jax.training.encoding import evaluation_inputs
 from harmoniad_jax.training.evaluation import CONFIG_FILE, REPORT_FOLDER, evaluate
 from harmoniad_jax.training.identity import Identity, check_identity
 from harmoniad_jax.training.prediction import calibrate, with_statistics
@@ -87,8 +88,9 @@ def _train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             iterator_state = stepper.batches.get_state()
         if not finished:
             try:
-                state = with_statistics(run, state, encoder_params)
-                calibration = calibrate(run, state, encoder_params)
+                inputs = evaluation_inputs(run, encoder_params)
+                state = with_statistics(run, state, encoder_params, inputs)
+                calibration = calibrate(run, state, encoder_params, inputs)
             except Interrupted:
                 if jax.process_count() == 1:
                     _save_and_wait(checkpoints, state, iterator_state, identity)

@@ -1,25 +1,19 @@
 """From a trained state and records to anomaly maps, scores and what good images score."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from harmoniad_jax.data.records import Record
-from harmoniad_jax.model.backbone import Features
 from harmoniad_jax.model.scoring import Prediction
 from harmoniad_jax.training.calibration import Calibration
-from harmoniad_jax.training.encoding import inputs_in_order
+from harmoniad_jax.training.encoding import Inputs, image_inputs
 from harmoniad_jax.training.setup import Run
 from harmoniad_jax.training.sharding import replicate, replicated, shard_batch
 from harmoniad_jax.training.state import TrainState
 from harmoniad_jax.training.step import measure_statistics
-
-Inputs = Callable[
-    [Run, Any, Sequence[Record], str],
-    Iterator[tuple[jax.Array | Features, np.ndarray]],
-]
 
 
 class Predictor:
@@ -30,7 +24,7 @@ class Predictor:
         run: Run,
         state: TrainState,
         encoder_params: Any,
-        inputs: Inputs = inputs_in_order,
+        inputs: Inputs | None = None,
     ):
         """Compiles nothing yet.
 
@@ -38,9 +32,9 @@ class Predictor:
           run: the parts of the run.
           state: the trained state.
           encoder_params: the encoder's weights on all devices.
-          inputs: gives batches of images or features for records, as `inputs_in_order`.
+          inputs: what records are predicted from; None: their images.
         """
-        self._run, self._inputs = run, inputs
+        self._run, self._inputs = run, inputs or image_inputs(run)
         self._arguments = (state.params, state.statistics, encoder_params)
         self._step = jax.jit(run.steps.predict_step, out_shardings=replicated(run.mesh))
 
@@ -54,8 +48,7 @@ class Predictor:
     ) -> Iterator[tuple[Sequence[Record], Prediction]]:
         """Yields some of the records at a time, in order, with their `Prediction`."""
         done = 0
-        encoder_params = self._arguments[-1]
-        for batch, valid in self._inputs(self._run, encoder_params, records, title):
+        for batch, valid in self._inputs(records, title):
             prediction = jax.device_get(self._step(*self._arguments, batch))
             count = int(valid.sum())
             rows = jax.tree.map(lambda leaf, rows=valid: leaf[rows], prediction)
@@ -68,29 +61,38 @@ class Predictor:
         return jax.device_get(self._step(*self._arguments, images))
 
 
-def with_statistics(run: Run, state: TrainState, encoder_params: Any) -> TrainState:
+def with_statistics(
+    run: Run, state: TrainState, encoder_params: Any, inputs: Inputs | None = None
+) -> TrainState:
     """The state with statistics of the distances on good images.
 
-    On those held out, if there are any: the network knows those it was trained on.
+    On those held out, if there are any: the network knows those it was trained on. For the
+    arguments see `Predictor`.
     """
+    inputs = inputs or image_inputs(run)
     records = run.dataset.held_out or run.dataset.train
     count = min(run.config.evaluation.calibration_images, len(records))
     chosen = [records[i] for i in np.linspace(0, len(records) - 1, count).astype(int)]
     step = jax.jit(run.steps.distance_step, out_shardings=replicated(run.mesh))
     batches: list[dict[str, np.ndarray]] = []
-    for batch, valid in inputs_in_order(run, encoder_params, chosen, "standardising"):
+    for batch, valid in inputs(chosen, "standardising"):
         maps = jax.device_get(step(state.params, encoder_params, batch))
         batches.append({name: values[valid] for name, values in maps.items()})
     statistics = measure_statistics(batches)
     return state.replace(statistics=replicate(run.mesh, statistics))
 
 
-def calibrate(run: Run, state: TrainState, encoder_params: Any) -> Calibration | None:
-    """Measures what the held-out images score; None if there are none."""
+def calibrate(
+    run: Run, state: TrainState, encoder_params: Any, inputs: Inputs | None = None
+) -> Calibration | None:
+    """Measures what the held-out images score; None if there are none.
+
+    For the arguments see `Predictor`.
+    """
     records = run.dataset.held_out
     if not records:
         return None
-    prediction = Predictor(run, state, encoder_params)(records, "calibrating")
+    prediction = Predictor(run, state, encoder_params, inputs)(records, "calibrating")
     return Calibration.measure(
         run.config.evaluation,
         [record.category for record in records],

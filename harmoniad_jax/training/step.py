@@ -137,19 +137,19 @@ class Steps:
         return {"fused": fused, "high": high, "low": low}
 
     def distance_step(
-        self, params: Any, encoder_params: Any, images: jax.Array | Features
+        self, params: Any, encoder_params: Any, inputs: jax.Array | Features
     ) -> dict[str, jax.Array]:
         """Distances [B, G, h, w] float32 of each comparison, for a batch of images.
 
         Args:
           params: the network's parameters.
           encoder_params: the frozen encoder's weights.
-          images: [B, S, S, 3] uint8, or their features of any floating-point dtype.
+          inputs: images [B, S, S, 3] uint8, or their features of any floating-point dtype.
         """
-        if isinstance(images, Features):
-            features = _exact(images)
+        if isinstance(inputs, Features):
+            features = _exact(inputs)
         else:
-            features = self._encode(encoder_params, images)
+            features = self._encode(encoder_params, inputs)
         params = gathered(self.model.mesh, params)
         comparisons = self.model.apply({"params": params}, features, train=False)
         return {
@@ -162,7 +162,7 @@ class Steps:
         params: Any,
         statistics: Statistics,
         encoder_params: Any,
-        images: jax.Array | Features,
+        inputs: jax.Array | Features,
     ) -> Prediction:
         """Anomaly maps and image scores of a batch of images.
 
@@ -170,7 +170,7 @@ class Steps:
           params: the network's parameters.
           statistics: of the distances on training images.
           encoder_params: the frozen encoder's weights.
-          images: see `distance_step`.
+          inputs: see `distance_step`.
 
         Returns:
           `Prediction`, float32.
@@ -179,7 +179,7 @@ class Steps:
         weights = self._weights(
             settings.fused_weight, settings.high_weight, settings.low_weight
         )
-        distances = self.distance_step(params, encoder_params, images)
+        distances = self.distance_step(params, encoder_params, inputs)
         compared = distances
         if settings.standardise:
             compared = scoring.standardise(distances, statistics)

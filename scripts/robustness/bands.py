@@ -11,36 +11,38 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from harmoniad_jax.config import ModelConfig
 from harmoniad_jax.data.records import Record
 from harmoniad_jax.model.backbone import Features
 from harmoniad_jax.model.frequency import low_pass
-from harmoniad_jax.training.encoding import inputs_in_order
-from harmoniad_jax.training.prediction import Inputs
+from harmoniad_jax.training.encoding import Inputs, image_inputs
 from harmoniad_jax.training.setup import Run
 
 BANDS = ("low", "high")
 
 
-def through_band(band: str) -> Inputs:
+def through_band(run: Run, encoder_params: Any, band: str) -> Inputs:
     """What a `Predictor` predicts corrupted records from: one band of the corruption.
 
     Args:
-      band: one of `BANDS`. The split is the one that a run begins with, so that runs can
-        be compared.
+      run: whose encoder it is.
+      encoder_params: the encoder's weights on all devices.
+      band: one of `BANDS`.
     """
+    read = image_inputs(run)
+    mix = functools.partial(mixed, run.encoder.encode, run.mesh, band)
 
     def inputs(
-        run: Run, encoder_params: Any, records: Sequence[Record], title: str
+        records: Sequence[Record], title: str
     ) -> Iterator[tuple[Features, np.ndarray]]:
         clean = [dataclasses.replace(record, image=record.image.file) for record in records]
         pairs = zip(
-            inputs_in_order(run, encoder_params, clean, f"{title}, clean"),
-            inputs_in_order(run, encoder_params, records, f"{title}, {band} band"),
+            read(clean, f"{title}, clean"),
+            read(records, f"{title}, {band} band"),
             strict=True,
         )
-        mix = functools.partial(mixed, run.encoder.encode, run.config.model, band)
         for (one, valid), (other, _) in pairs:
             yield mix(encoder_params, one, other), valid
 
@@ -50,7 +52,7 @@ def through_band(band: str) -> Inputs:
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def mixed(
     encode: Callable[[Any, jax.Array], Features],
-    split: ModelConfig,
+    mesh: Mesh | None,
     band: str,
     encoder_params: Any,
     clean: jax.Array,
@@ -63,12 +65,15 @@ def mixed(
     clean, corrupted = (encode(encoder_params, images) for images in (clean, corrupted))
     change = corrupted.patches - clean.patches
     groups = jnp.ones(change.shape[1])
+    # The split that training begins with by default: the same for every run.
+    split = ModelConfig()
     low = low_pass(
         change,
         groups * split.cutoff,
         groups * split.softness,
         gate=split.gate,
         mirror=split.mirror,
+        mesh=mesh,
     )
     change = low if band == "low" else change - low
     return Features(clean.patches + change, corrupted.class_token)

@@ -13,7 +13,6 @@ from robustness.bands import BANDS, mixed
 from robustness.corruptions import CORRUPTIONS, SEVERITIES, Condition, corrupted
 from robustness.tables import mean_change, plot, tables
 
-from harmoniad_jax.config import ModelConfig
 from harmoniad_jax.data.preprocess import read_image, read_mask
 from harmoniad_jax.data.records import Record
 from harmoniad_jax.errors import UserError
@@ -183,6 +182,7 @@ def test_a_corruption_acts_through_a_band(trained_run, tmp_path):
     assert {len(of_one) for of_one in figures.values()} == {1}
     different = {json.dumps(figures[name]) for name in figures}
     assert len(different) == len(figures)
+    assert "In the rows of a band" in (tmp_path / "robustness.md").read_text()
 
 
 def test_bands_add_up_to_the_corruption():
@@ -193,7 +193,7 @@ def test_bands_add_up_to_the_corruption():
     def encode(params, images):
         return Features(images, images[:, 0, 0, 0])
 
-    low, high = (mixed(encode, ModelConfig(), b, None, clean, other) for b in BANDS)
+    low, high = (mixed(encode, None, b, None, clean, other) for b in BANDS)
     np.testing.assert_allclose(low.patches + high.patches, clean + other, atol=1e-5)
     # The mean of an image belongs to the low band.
     means = functools.partial(np.mean, axis=(2, 3))

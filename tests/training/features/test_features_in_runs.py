@@ -1,6 +1,7 @@
 """Whole runs on stored features: continued, killed, two at once, of several processes."""
 
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -19,6 +20,7 @@ from PIL import Image
 from run_helpers import assert_bitwise_equal, changed, final_state, overrides
 
 from harmoniad_jax.data.feature_cache import FeatureCache
+from harmoniad_jax.errors import UserError
 from harmoniad_jax.model.backbone import Encoder
 from harmoniad_jax.training.checkpoints import Checkpoints
 from harmoniad_jax.training.evaluation import evaluate, restore_run
@@ -80,13 +82,61 @@ def test_a_run_is_evaluated_from_stored_features_as_from_images(
     assert evaluated(workdir, tmp_path / "second", **stored) == first
 
 
+def room_for(run, images):
+    """What `config.cache.max_gigabytes` has to be for the features of so many images."""
+    floats = sum(math.prod(shape.shape) for shape in run.encoder.feature_shapes(1))
+    return images * (4 * floats + 68) / 1e9
+
+
 def test_what_does_not_fit_is_evaluated_from_images(finished, tmp_path):
-    _, workdir, expected = finished
-    away = tmp_path / "cache"
-    settings = {"evaluation": True, "folder": str(away), "max_gigabytes": 1e-9}
+    """Training, held-out and test images have to fit together, or none is stored."""
+    config, workdir, expected = finished
+    run, away = prepare_run(config), tmp_path / "cache"
+    dataset = run.dataset
+    rest = len(dataset.held_out) + len(dataset.test)
+    little = room_for(run, len(dataset.train) + rest - 1)
+    settings = {"evaluation": True, "folder": str(away), "max_gigabytes": little}
     found = evaluated(workdir, tmp_path / "run", **settings)
     assert found["per_category"] == expected["per_category"]
     assert not list(away.glob("*/*.npy"))
+    # It is enough if training images are not to be stored.
+    evaluated(workdir, tmp_path / "alone", **settings, enabled=False)
+    assert list(away.glob("*/*.npy"))
+
+
+def test_features_of_training_images_stay(finished, tmp_path):
+    """Others go first, even those that were used later."""
+    config, workdir, _ = finished
+    cache = tmp_path / "cache"
+    shutil.copytree(config.cache.folder, cache)
+    (folder,) = cache.iterdir()
+    before = set(folder.glob("*.npy"))
+    other = cache / ("0" * 16)
+    shutil.copytree(folder, other)
+    for path in before:
+        os.utime(path, (0, 0))
+    run = prepare_run(config)
+    dataset = run.dataset
+    enough = len(dataset.train) + len(dataset.held_out) + len(dataset.test) + 1
+    settings = {"evaluation": True, "folder": str(cache)}
+    evaluated(workdir, tmp_path / "run", **settings, max_gigabytes=room_for(run, enough))
+    assert before < set(folder.glob("*.npy"))
+    assert not list(other.glob("*.npy"))
+
+
+def test_a_disk_that_takes_nothing_does_not_stop_an_evaluation(
+    finished, tmp_path, monkeypatch, caplog
+):
+    _, workdir, expected = finished
+    monkeypatch.setattr(FeatureCache, "write", refuse)
+    settings = {"evaluation": True, "folder": str(tmp_path / "cache")}
+    found = evaluated(workdir, tmp_path / "run", **settings)
+    assert found["per_category"] == expected["per_category"]
+    assert "disk is full. Evaluation goes on without stored features" in caplog.text
+
+
+def refuse(*_):
+    raise UserError("the disk is full.")
 
 
 def interrupt_after(step, monkeypatch):
