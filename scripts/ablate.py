@@ -9,10 +9,10 @@ holds what each of them changes. The first of them, the method as it is, is what
 are compared with. Any setting can be changed for all of them, such as
 --config.train.num_steps=300; reports are not written.
 
-An image is encoded once for all variants that read the encoder alike (`config.cache`);
-stored features are rounded, those of test images too. After every run ablation.json and
-ablation.md are written anew, with what is there. Interrupted, the same command goes on
-where it was, and it takes up more variants or seeds later.
+An image, test images too, is encoded once for all variants that read the encoder alike, and
+its features are stored rounded; --config.cache.enabled=False does without. After every run
+ablation.json and ablation.md are written anew, with what is there. Interrupted, the same
+command goes on where it was, and it takes up more variants or seeds later.
 """
 
 import datetime
@@ -24,7 +24,14 @@ from typing import Any
 
 import jax
 from ablation.tables import choices_table, leave_one_out, summarise, variants_table
-from ablation.variants import REFERENCE, VARIANTS, choose, tap_variants, trained_as
+from ablation.variants import (
+    EVALUATION,
+    REFERENCE,
+    VARIANTS,
+    choose,
+    tap_variants,
+    trained_as,
+)
 from absl import flags
 from ml_collections import config_flags
 
@@ -32,6 +39,7 @@ from harmoniad_jax import cli
 from harmoniad_jax.config import Config, with_settings
 from harmoniad_jax.data.records import Dataset
 from harmoniad_jax.errors import UserError
+from harmoniad_jax.fields import flatten
 from harmoniad_jax.report.summary import read_run
 from harmoniad_jax.training.compilation import flops
 from harmoniad_jax.training.datasets import open_dataset
@@ -88,7 +96,7 @@ class Ablation:
     def _config(self, name: str, seed: int) -> Config:
         changes = {
             "evaluation.report": False,
-            "cache.evaluation": True,
+            "cache.evaluation": self._base.cache.enabled,
             "train.seed": seed,
         }
         return with_settings(self._base, changes | dict(self._known[name]))
@@ -190,7 +198,13 @@ def _differences(run: Mapping[str, Any], config: Config) -> list[str]:
         stored = parse_stored(run["config"])
     except UserError as error:  # of a version that had other settings
         return [str(error)]
-    problems = differences(stored, config)
+    given = flatten(run["config"])
+    problems = differences(stored, config) + [
+        # How that version evaluated is not what the default says now.
+        f"config.{name} did not exist yet"
+        for name in flatten(config.to_dict())
+        if name.startswith(EVALUATION) and name not in given
+    ]
     if not problems and stored.evaluation != config.evaluation:
         problems = ["config.evaluation is another"]
     return problems

@@ -114,7 +114,7 @@ def parse_stored(values: Mapping[str, Any]) -> Config:
     for path in FREE_ON_RESUME:
         group, name = path.split(".")
         # Whatever else it may be is told by `parse_config`.
-        if isinstance(values.get(group), dict):
+        if isinstance(values, dict) and isinstance(values.get(group), dict):
             values[group].setdefault(name, defaults[path])
     return parse_config(values)
 

@@ -157,18 +157,24 @@ def test_variants_are_trained_compared_and_kept(tiny_config, tmp_path):
     table = (workdir / "ablation.md").read_text()
     assert table in made.stdout and "± " in table
 
-    # Nothing is made twice, and what is asked for later comes beside it. A run of a version
-    # that had other settings does not stop the others.
-    old = workdir / "plain-1" / "kept.json"
-    run = json.loads(old.read_text())
-    run["config"]["model"]["removed"] = True
-    old.write_text(json.dumps(run))
+    # Nothing is made twice, and what is asked for later comes beside it. Runs of versions
+    # that had other settings do not stop the others.
+    def rewrite(name, change):
+        path = workdir / name / "kept.json"
+        run = json.loads(path.read_text())
+        change(run["config"])
+        path.write_text(json.dumps(run))
+
+    rewrite("plain-1", lambda config: config["model"].update(removed=True))
+    rewrite("harmoniad-1", lambda config: config["evaluation"].pop("map_decay"))
     made = ablate(config, workdir, "--variants=plain,score-is-maximum", "--seeds=0")
     assert made.returncode == 0, made.stderr
     assert "variant score-is-maximum, seed 0" in made.stderr
     assert "variant plain" not in made.stderr and "variant harmoniad" not in made.stderr
     assert "plain-1 is left out: config.model.removed is no setting" in made.stderr
-    del figures["runs"]["plain"]["1"]
+    # It was not scored as the default says now.
+    assert "harmoniad-1 is left out: config.evaluation.map_decay did not" in made.stderr
+    del figures["runs"]["plain"]["1"], figures["runs"]["harmoniad"]["1"]
     again = json.loads((workdir / "ablation.json").read_text())["runs"]
     assert again == figures["runs"] | {"score-is-maximum": again["score-is-maximum"]}
     # The evaluation alone: of the same run, with the same pixels.

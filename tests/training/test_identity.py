@@ -88,3 +88,5 @@ def test_stored_settings_that_are_no_settings_are_refused():
     values["model"] = 3
     with pytest.raises(UserError, match="config.model is not a group"):
         parse_stored(values)
+    with pytest.raises(UserError):
+        parse_stored([])
