@@ -82,6 +82,15 @@ def predict_files(
             "none could be held out: the threshold of all products is taken. More photos "
             "in training give it one of its own."
         )
+    unknown = sum(query.category is None for query in queries)
+    # Where no image was held out there are neither categories nor thresholds.
+    if unknown and model.categories and threshold is None:
+        print(
+            f"Of {count(unknown, 'image', 'images')} the product is not known, so that the "
+            "threshold of all products is taken, which may find less: put them into "
+            "folders with the products' names, or give --category. There are "
+            f"{', '.join(model.categories)}."
+        )
     results = model.stream(
         queries, false_positive_rate=false_positive_rate, threshold=threshold
     )

@@ -262,6 +262,16 @@ def test_a_category_of_one_photo_is_judged_by_the_threshold_of_all(
     assert "single training image" not in capsys.readouterr().out
 
 
+def test_an_unknown_product_is_said(predict, photos, tmp_path, capsys):
+    predict(photos, tmp_path / "out")
+    said = capsys.readouterr().out
+    assert "Of 2 images the product is not known" in said
+    assert "There are fabric, tablet, washer." in said
+    for number, options in enumerate(({"category": "tablet"}, {"threshold": 3.0})):
+        predict(photos, tmp_path / f"{number}", **options)
+        assert "not known" not in capsys.readouterr().out
+
+
 # Where it is written.
 
 
