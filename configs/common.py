@@ -14,12 +14,12 @@ from harmoniad_jax.errors import UserError
 
 
 def get_config() -> ConfigDict:
-    """The paper's setting: CLIP ViT-L/14 at 336 px, all categories in one model."""
+    """Every default: CLIP ViT-L/14 at 336 px, all categories in one model."""
     return default_config()
 
 
 def dataset_config(arguments: str, *names: str) -> ConfigDict:
-    """The paper's setting on public data sets, in one model.
+    """The default setting on public data sets, in one model.
 
     Args:
       arguments: what stands behind the colon of `--config file.py:...`: "encoder=..."
