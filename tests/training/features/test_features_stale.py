@@ -28,7 +28,7 @@ from run_helpers import assert_bitwise_equal, changed
 
 from harmoniad_jax.data.feature_cache import FeatureCache
 from harmoniad_jax.errors import UserError
-from harmoniad_jax.training import features
+from harmoniad_jax.training import encoding
 from harmoniad_jax.training.setup import prepare_run
 
 # Never a stale one.
@@ -66,14 +66,14 @@ def test_an_image_that_changes_before_it_is_encoded_is_not_taken_for_the_old_one
     run = dataclasses.replace(run, dataset=prepare_run(config).dataset)
     path = run.dataset.train[3].image
     original = path.read_bytes()
-    hashes_of = features.image_hashes
+    hashes_of = encoding.image_hashes
 
     def hash_then_edit(records, threads):
         hashes = hashes_of(records, threads)
         Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
         return hashes
 
-    monkeypatch.setattr(features, "image_hashes", hash_then_edit)
+    monkeypatch.setattr(encoding, "image_hashes", hash_then_edit)
     with contextlib.suppress(UserError):
         opened(run)
     monkeypatch.undo()
@@ -193,7 +193,7 @@ def test_another_program_uses_nothing_of_this_one(run, log, monkeypatch):
     """A release that scales images otherwise must not meet features of this one."""
     opened(run)
     log()
-    monkeypatch.setattr(features, "PROGRAM", features.PROGRAM[::-1])
+    monkeypatch.setattr(encoding, "PROGRAM", encoding.PROGRAM[::-1])
     opened(run)
     assert encoded(log) == IMAGES
 
@@ -219,7 +219,7 @@ def test_an_interrupted_fill_goes_on_to_the_same_bits(run, log, monkeypatch, chu
     """Also where the rest is batched otherwise than it would have been."""
     undisturbed = stored_bytes(opened(run))
     shutil.rmtree(cache_of(run))
-    monkeypatch.setattr(features, "CHUNK_IMAGES", chunk)
+    monkeypatch.setattr(encoding, "CHUNK_IMAGES", chunk)
     written = []
     write = FeatureCache.write
 
@@ -243,7 +243,7 @@ def test_an_interrupted_fill_goes_on_to_the_same_bits(run, log, monkeypatch, chu
 def test_training_after_an_interrupted_fill_is_undisturbed(run, monkeypatch):
     losses, state = train(run)
     shutil.rmtree(cache_of(run))
-    encode = features._features
+    encode = encoding._features
 
     def stop_after(run, params, records):
         for index, row in enumerate(encode(run, params, records)):
@@ -251,8 +251,8 @@ def test_training_after_an_interrupted_fill_is_undisturbed(run, monkeypatch):
                 raise KeyboardInterrupt
             yield row
 
-    monkeypatch.setattr(features, "CHUNK_IMAGES", 6)
-    monkeypatch.setattr(features, "_features", stop_after)
+    monkeypatch.setattr(encoding, "CHUNK_IMAGES", 6)
+    monkeypatch.setattr(encoding, "_features", stop_after)
     with pytest.raises(KeyboardInterrupt):
         train(run)
     assert len(chunks(run)) == 2
