@@ -105,8 +105,9 @@ class ModelConfig:
     softness: float = 0.05
     # Train cut-off and softness, per group. The ideal gate cannot be trained.
     learnable_gate: bool = True
-    # Extend feature maps by their mirror image before the transform.
-    mirror: bool = True
+    # Extend feature maps by their mirror image before the transform, which else joins
+    # opposite borders.
+    mirror: bool = False
     # Number of FSAM blocks, GSCM blocks, and blocks of the plain variant; each a multiple
     # of `encoder.groups`.
     high_depth: int = 4

@@ -1,7 +1,7 @@
 """Trains variants of the method on the same images with several seeds, and compares them.
 
     python scripts/ablate.py --workdir runs/ablation --seeds 0,1,2 \
-        --variants harmoniad,plain,no-mirror \
+        --variants harmoniad,plain,bare-modules \
         --config configs/folder.py:root=photos,encoder=weights/dinov2-small
 
 Without --variants all of ablation/variants.py are made that fit the encoder; that file also

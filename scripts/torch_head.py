@@ -206,10 +206,7 @@ class FrequencySplit(nn.Module):
         self.log_softness = nn.Parameter(torch.empty(groups))
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        height, width = features.shape[2:4]
-        extended = torch.cat([features, features.flip(2)], dim=2)
-        extended = torch.cat([extended, extended.flip(3)], dim=3)
-        size = extended.shape[2:4]
+        size = features.shape[2:4]
         vertical = torch.fft.fftfreq(size[0])[:, None] / 0.5
         horizontal = torch.fft.rfftfreq(size[1])[None, :] / 0.5
         radius = torch.sqrt(vertical**2 + horizontal**2)
@@ -217,8 +214,8 @@ class FrequencySplit(nn.Module):
         softness = torch.exp(self.log_softness)[:, None, None]
         gain = torch.sigmoid((cutoff - radius) / softness)
         gain = gain / torch.sigmoid(cutoff / softness)
-        spectrum = torch.fft.rfft2(extended, dim=(2, 3)) * gain[..., None]
-        low = torch.fft.irfft2(spectrum, s=size, dim=(2, 3))[:, :, :height, :width]
+        spectrum = torch.fft.rfft2(features, dim=(2, 3)) * gain[..., None]
+        low = torch.fft.irfft2(spectrum, s=size, dim=(2, 3))
         return low, features - low
 
 

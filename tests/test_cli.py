@@ -190,7 +190,8 @@ def test_overrides_arrive():
         "--config.train.seed",
         "3",
         "--config.model.dropout=0",
-        "--noconfig.model.mirror",
+        "--noconfig.model.shrinkage",
+        "--config.model.mirror",
         "--config.model.decimate=false",
         "--config.optimizer.learning_rate=1e-3",
         "--config.encoder.taps=3,4",
@@ -201,7 +202,8 @@ def test_overrides_arrive():
     assert settings["train"]["num_steps"] == 7
     assert settings["train"]["seed"] == 3
     assert settings["model"]["dropout"] == 0.0
-    assert settings["model"]["mirror"] is False
+    assert settings["model"]["shrinkage"] is False
+    assert settings["model"]["mirror"] is True
     assert settings["model"]["decimate"] is False
     assert settings["optimizer"]["learning_rate"] == 1e-3
     assert settings["encoder"]["taps"] == [3, 4]

@@ -69,7 +69,7 @@ def test_json_round_trip():
             "data.categories": ("a", "b"),
             "encoder.taps": (3, 4),
             "optimizer.learning_rate": 1e-3,
-            "model.mirror": False,
+            "model.mirror": True,
         },
     )
     restored = parse_config(json.loads(json.dumps(config.to_dict())))

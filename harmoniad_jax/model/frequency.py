@@ -1,9 +1,10 @@
 """The frequency split: one feature map into a low and a high band that sum to it.
 
-    X = FFT2(mirror(F));  F_low = crop(IFFT2(M(r) X));  F_high = F - F_low
+    X = FFT2(F);  F_low = IFFT2(M(r) X);  F_high = F - F_low
 
 The paper fixes the transform into the frequency domain and the two paths, a survey of it
-the soft gate; the mirror extension and the shape of M are this project's choices.
+the soft gate; the shape of M and an extension of F that keeps opposite borders apart, off
+by default, are this project's.
 """
 
 import flax.linen as nn
@@ -61,7 +62,7 @@ def low_pass(
     softness: jax.Array,
     *,
     gate: str = "sigmoid",
-    mirror: bool = True,
+    mirror: bool = False,
     mesh: Mesh | None = None,
 ) -> jax.Array:
     """The low band of feature maps.
@@ -120,7 +121,7 @@ class FrequencySplit(nn.Module):
     cutoff: float = 0.25
     softness: float = 0.05
     learnable: bool = True
-    mirror: bool = True
+    mirror: bool = False
     mesh: Mesh | None = None
 
     @nn.compact

@@ -50,7 +50,7 @@ class HarmoniAD(nn.Module):
     cutoff: float = 0.25
     softness: float = 0.05
     learnable_gate: bool = True
-    mirror: bool = True
+    mirror: bool = False
     high_depth: int = 4
     low_depth: int = 4
     plain_depth: int = 8

@@ -47,13 +47,12 @@ VARIANTS: dict[str, Settings] = {
     "ideal-gate": {"model.gate": "ideal", "model.learnable_gate": False},
     "fixed-gate": {"model.learnable_gate": False},
     "cutoff-0.5": {"model.cutoff": 0.5},
-    "no-mirror": {"model.mirror": False},
+    "with-mirror": {"model.mirror": True},
     # Nothing but two bands and two branches.
     "bare": {
         **BARE_FSAM,
         **BARE_GSCM,
         "model.learnable_gate": False,
-        "model.mirror": False,
     },
     # More of the spectrum for attention, which then works at full resolution.
     "wide-low-band": {"model.decimate": False, "model.cutoff": 0.5},

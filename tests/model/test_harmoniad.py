@@ -16,7 +16,6 @@ from harmoniad_jax.model.scoring import cosine_distance
 
 BATCH, GROUPS, GRID, WIDTH = 2, 2, (4, 5), 8
 SWITCHES = (
-    "mirror",
     "edge_kernels",
     "channel_gate",
     "spatial_gate",
@@ -143,7 +142,7 @@ def test_any_number_of_groups(variant, groups):
 @pytest.mark.parametrize(
     "setting",
     [{"gate": gate} for gate in GATES]
-    + [{"learnable_gate": False}]
+    + [{"learnable_gate": False}, {"mirror": True}]
     + [{switch: False} for switch in SWITCHES],
     ids=lambda setting: "-".join(f"{key}={value}" for key, value in setting.items()),
 )

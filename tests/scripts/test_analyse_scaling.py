@@ -243,8 +243,8 @@ def test_the_gradients_of_a_compiled_step_are_the_parameters_bytes():
         for path, leaf in flat
         if not jax.tree_util.keystr(path).endswith(("['fine']", "['dilated']"))
     )
-    # The gate's two numbers a group are replaced by its gain at 8 x 5 frequencies.
-    gain = 8 * 2 * 8 * 5
+    # The gate's two numbers a group are replaced by its gain at 4 x 3 frequencies.
+    gain = 8 * 2 * 4 * 3
     scalars = 4 * 64
     found = rows["gradients", "all-reduce"].num_bytes
     assert abs(found - 4 * summed - gain) <= scalars

@@ -197,7 +197,8 @@ def test_maps_have_the_models_resolution_and_sizes_the_images(model, results, pa
         assert 0 <= result.normalised_score < 1
 
 
-def test_half_is_the_threshold_of_normalised_scores_and_maps(results):
+def test_half_is_the_threshold_of_normalised_scores_and_maps(model, paths, results):
+    results = [*results, *model.predict(paths, false_positive_rate=0.5)]
     assert len({result.is_defective for result in results}) == 2
     for result in results:
         assert result.is_defective == (result.score > result.threshold)
