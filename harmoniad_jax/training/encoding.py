@@ -69,12 +69,11 @@ def evaluation_inputs(run: Run, encoder_params: Any) -> Inputs:
     wanted = [*dataset.held_out, *dataset.test]
     if not (settings.evaluation and wanted):
         return image_inputs(run)
-    # Those of training stay for the next run, and are read where none was held out.
-    trained = list(dataset.train) if settings.enabled else []
-    records = [*wanted, *trained]
-    known = dict(zip(records, hashed(run, records), strict=True))
-    images = {known[record].sha256: known[record] for record in wanted}
-    beside = {known[record].sha256 for record in trained}
+    known = dict(zip(wanted, hashed(run, wanted), strict=True))
+    images = {record.sha256: record for record in known.values()}
+    # Those of training stay for the next run.
+    trained = hashed(run, dataset.train) if settings.enabled else []
+    beside = {record.sha256 for record in trained}
     try:
         cache = stored_features(run, encoder_params, images, beside)
     except UserError as error:
@@ -89,7 +88,9 @@ def evaluation_inputs(run: Run, encoder_params: Any) -> Inputs:
     def inputs(
         records: Sequence[Record], title: str
     ) -> Iterator[tuple[jax.Array | Features, np.ndarray]]:
-        if not all(r in known and known[r].sha256 in cache for r in records):
+        # Not whether the cache has them: of other images processes may hold different ones,
+        # and all of them have to run the same step.
+        if not all(record in known for record in records):
             yield from _image_batches(run, records, title, run.mesh)
             return
         for features, valid in _batches(run, records, title, run.mesh, read, cache.empty):
