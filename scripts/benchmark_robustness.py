@@ -16,6 +16,7 @@ frequency band of the features alone, the other band being that of the clean ima
 """
 
 import argparse
+import functools
 import json
 import logging
 import math
@@ -35,9 +36,10 @@ from harmoniad_jax.errors import INTERRUPTED_STATUS, USER_ERROR_STATUS, UserErro
 from harmoniad_jax.metrics import METRIC_NAMES, mean_metrics
 from harmoniad_jax.report.figures import PNG_DPI, style
 from harmoniad_jax.training.checkpoint_folders import has_checkpoints
-from harmoniad_jax.training.evaluation import Restored, restore_run, write_whole
+from harmoniad_jax.training.evaluation import restore_run, write_whole
 from harmoniad_jax.training.measuring import measure
 from harmoniad_jax.training.prediction import Predictor
+from harmoniad_jax.training.setup import Run
 from harmoniad_jax.training.startup import start
 
 
@@ -54,11 +56,11 @@ def chosen_records(records: Sequence[Record], most: int | None) -> dict[str, lis
 
 
 def mean_figures(
-    restored: Restored, predictor: Predictor, records: dict[str, list[Record]], title: str
+    run: Run, predictor: Predictor, records: dict[str, list[Record]], title: str
 ) -> dict[str, float | None]:
     """The seven figures, means over the categories; None where undefined."""
     per_category = {
-        name: measure(restored.run, predictor, f"{title}, {name}", found).figures
+        name: measure(run, predictor, f"{title}, {name}", found).figures
         for name, found in records.items()
     }
     means = mean_metrics(per_category)
@@ -88,23 +90,22 @@ def fill_in(
       UserError: what is kept is of another run, or there are no test images.
     """
     # Corrupted images are seen once.
-    restored = restore_run(workdir, {"cache.evaluation": False})
-    state, settings = restored.state, restored.run.config
-    if int(state.step) < settings.train.num_steps:
+    run, state, encoder_params, _ = restore_run(workdir, {"cache.evaluation": False})
+    if int(state.step) < run.config.train.num_steps:
         raise UserError(f"{workdir} is not trained to its end; finish it first.")
-    if not restored.run.dataset.test:
+    if not run.dataset.test:
         raise UserError(f"{workdir} was trained on a data set without test images.")
-    this = {"step": int(state.step), "config_hash": settings.hash}
+    this = {"step": int(state.step), "config_hash": run.config.hash}
     if kept.setdefault("run", this) != this:
         raise UserError(
             f"the figures that are kept of {workdir.name} are of another run of that name; "
             "give another --output."
         )
     figures = kept.setdefault("figures", {})
-    records = chosen_records(restored.run.dataset.test, images)
-    parts = run, state, encoder_params = restored[:3]
-    predictors = {None: Predictor(*parts)} | {
-        band: Predictor(*parts, through_band(run, encoder_params, band)) for band in BANDS
+    records = chosen_records(run.dataset.test, images)
+    predictor = functools.partial(Predictor, run, state, encoder_params)
+    predictors = {None: predictor()} | {
+        band: predictor(through_band(run, encoder_params, band)) for band in BANDS
     }
 
     def under(condition: Condition, severity: int) -> dict[str, float | None]:
@@ -115,10 +116,10 @@ def fill_in(
             for category, found in records.items()
         }
         title = f"{condition.corruption} {severity}"
-        return mean_figures(restored, predictors[condition.band], changed, title)
+        return mean_figures(run, predictors[condition.band], changed, title)
 
     if CLEAN not in figures:
-        figures[CLEAN] = [mean_figures(restored, predictors[None], records, CLEAN)]
+        figures[CLEAN] = [mean_figures(run, predictors[None], records, CLEAN)]
         save()
     for condition in conditions:
         if condition.name not in figures:
@@ -164,10 +165,9 @@ def conditions_of(options: argparse.Namespace) -> list[Condition]:
     """Every corruption, and where it moves no pixels and bands are wanted, through each."""
     conditions = []
     for name in options.corruptions:
-        by_band = options.bands and not CORRUPTIONS[name].move
-        conditions += [
-            Condition(name, band) for band in (None, *(BANDS if by_band else ()))
-        ]
+        conditions.append(Condition(name))
+        if options.bands and not CORRUPTIONS[name].move:
+            conditions += [Condition(name, band) for band in BANDS]
     return conditions
 
 

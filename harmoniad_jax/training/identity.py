@@ -111,11 +111,12 @@ def parse_stored(values: Mapping[str, Any]) -> Config:
       UserError: it has settings that there are no more, or lacks others.
     """
     values, defaults = copy.deepcopy(values), flatten(Config().to_dict())
+    # Whatever else it and its groups may be is told by `parse_config`.
+    groups = values if isinstance(values, dict) else {}
     for path in FREE_ON_RESUME:
         group, name = path.split(".")
-        # Whatever else it may be is told by `parse_config`.
-        if isinstance(values, dict) and isinstance(values.get(group), dict):
-            values[group].setdefault(name, defaults[path])
+        if isinstance(groups.get(group), dict):
+            groups[group].setdefault(name, defaults[path])
     return parse_config(values)
 
 

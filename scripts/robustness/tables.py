@@ -15,6 +15,10 @@ from robustness.corruptions import CORRUPTIONS, Condition
 CLEAN = "clean"
 # What a run loses is summed up in these: ranking of images, of pixels, and of regions.
 SUMMARISED = ("image_auroc", "pixel_ap", "pixel_aupro")
+BANDS_NOTE = (
+    "In the rows of a band, the clean image's features got that band of the corrupted "
+    "image's, split as by default before training, and in both cases its class token."
+)
 COLOURS = (LIGHT.curve, LIGHT.defective, LIGHT.good, LIGHT.ink)
 
 # run -> condition -> the seven figures at each severity, one for CLEAN; None: undefined.
@@ -38,19 +42,13 @@ def tables(
         "## What is lost",
         "The change of a figure under a corruption, in percent points, on average over "
         "its severities; the figures of clean images stand in the first row.",
-        *([_BANDS] if any(condition.band for condition in conditions) else []),
+        *([BANDS_NOTE] if any(condition.band for condition in conditions) else []),
         _changes_table(figures, conditions),
         "## Every figure",
     ]
     for run in figures:
         parts += [f"### {run}", _severities_table(figures, run, conditions, severities)]
     return "\n\n".join(parts) + "\n"
-
-
-_BANDS = (
-    "In the rows of a band, the clean image's features got that band of the corrupted "
-    "image's, split as by default before training, and in both cases its class token."
-)
 
 
 def _changes_table(figures: Figures, conditions: Sequence[Condition]) -> str:
