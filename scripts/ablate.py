@@ -12,7 +12,9 @@ are compared with. Any setting can be changed for all of them, such as
 An image, test images too, is encoded once for all variants that read the encoder alike, and
 its features are stored rounded; --config.cache.enabled=False does without. After every run
 ablation.json and ablation.md are written anew, with what is there. Interrupted, the same
-command goes on where it was, and it takes up more variants or seeds later.
+command goes on where it was, and it takes up more variants or seeds later. Started several
+times at once, on machines that share the folder or on one accelerator that a run does not
+fill (then with XLA_PYTHON_CLIENT_MEM_FRACTION=0.1, say), they divide the runs among them.
 """
 
 import datetime
@@ -41,6 +43,7 @@ from harmoniad_jax.data.records import Dataset
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.fields import flatten
 from harmoniad_jax.report.summary import read_run
+from harmoniad_jax.training.checkpoint_folders import LOCK, lock
 from harmoniad_jax.training.compilation import flops
 from harmoniad_jax.training.datasets import open_dataset
 from harmoniad_jax.training.evaluation import evaluate, restore_run, write_whole
@@ -85,13 +88,18 @@ class Ablation:
             raise UserError("the data set has no test images: there is nothing to compare.")
 
     def run(self) -> str:
-        """Makes the runs that are not there yet; returns the tables."""
+        """Makes the runs that no process made or is making; returns the tables."""
         # Seed by seed: every variant has a first figure before any has a second.
-        for seed in self._seeds:
-            for name in self._chosen:
-                self._make(name, seed)
-                text = self._write()
-        return text
+        missing = [(name, seed) for seed in self._seeds for name in self._chosen]
+        while True:
+            left = [run for run in missing if not self._make(*run)]
+            if left in ([], missing):
+                break
+            missing = left  # others may have ended meanwhile
+        if left:
+            runs = ", ".join(f"{name}-{seed}" for name, seed in left)
+            logger.warning("left to other processes, which are at work: %s", runs)
+        return self._write()
 
     def _config(self, name: str, seed: int) -> Config:
         changes = {
@@ -104,8 +112,36 @@ class Ablation:
     def _folder(self, name: str, seed: int) -> Path:
         return self._workdir / f"{name}-{seed}"
 
-    def _make(self, name: str, seed: int) -> None:
-        """Makes a run, unless its figures are kept already."""
+    def _make(self, name: str, seed: int) -> bool:
+        """Makes a run, unless its figures are kept already.
+
+        Returns:
+          Whether they are kept now; if not, another process is at work on this run, or on
+          the one that it evaluates.
+        """
+        folder = self._folder(name, seed)
+        if self._is_kept(name, seed):
+            return True
+        source = trained_as(name, self._known)
+        if source and not self._is_kept(source, seed):
+            return False
+        folder.mkdir(parents=True, exist_ok=True)
+        claim = lock(folder / LOCK)
+        if claim is None:
+            return False
+        with claim:
+            # Another may have made it since.
+            if not self._is_kept(name, seed):
+                self._train_and_keep(name, seed, source)
+        self._write()
+        return True
+
+    def _is_kept(self, name: str, seed: int) -> bool:
+        """Whether the figures of a run are there.
+
+        Raises:
+          UserError: those of other settings are.
+        """
         config, folder = self._config(name, seed), self._folder(name, seed)
         kept = folder / KEPT
         if kept.is_file():
@@ -114,14 +150,16 @@ class Ablation:
                     f"{folder} was made with other settings: {'; '.join(problems)}. Give "
                     "another --workdir, or delete it."
                 )
-            return
+        return kept.is_file()
+
+    def _train_and_keep(self, name: str, seed: int, source: str | None) -> None:
+        """Trains a variant, or evaluates the run of the one that is trained alike."""
+        config, folder = self._config(name, seed), self._folder(name, seed)
         logger.info("variant %s, seed %d", name, seed)
         changes = self._known[name]
-        source = trained_as(name, self._known)
         if source is None:
             results = train_and_evaluate(config, folder)
         else:
-            folder.mkdir(parents=True, exist_ok=True)
             results = evaluate(*restore_run(self._folder(source, seed), changes), folder)
         # What was compiled for one variant is of no use to the next.
         jax.clear_caches()
@@ -136,7 +174,7 @@ class Ablation:
             "seconds": 0.0 if source else read_run(folder).seconds,
             **{key: results[key] for key in ("step", "mean", "per_category")},
         }
-        write_whole(kept, json.dumps(run, indent=2) + "\n")
+        write_whole(folder / KEPT, json.dumps(run, indent=2) + "\n")
 
     def _results(self) -> dict[str, dict[int, Any]]:
         """variant -> seed -> what is kept of a run: of this call and of those before."""
@@ -154,7 +192,13 @@ class Ablation:
 
     def _write(self) -> str:
         """Writes tables and figures of what is there; returns the tables."""
+        with lock(self._workdir / LOCK, wait=True):
+            return self._write_alone()
+
+    def _write_alone(self) -> str:
         results = self._results()
+        if REFERENCE not in results:
+            return f"There is no run of {REFERENCE} yet, to compare the others with.\n"
         choices = leave_one_out(results, REFERENCE)
         parts = [self._title(results), _EXPLANATION, variants_table(results, REFERENCE)]
         if choices:

@@ -26,6 +26,7 @@ from harmoniad_jax.training.processes import is_main, together
 
 FOLDER = "checkpoints"
 DAMAGED, REPLACED = ".damaged", ".replaced"
+LOCK = ".lock"
 UNFINISHED = ".orbax-checkpoint-tmp"
 STEP = re.compile(rf"(0|[1-9][0-9]*)({re.escape(REPLACED)})?")
 
@@ -120,21 +121,40 @@ class StepFolders:
     def _open(self) -> None:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.directory / ".lock").open("w")
+            self._lock = lock(self.directory / LOCK)
         except OSError as error:
             raise UserError(
                 f"--workdir={self._workdir} cannot be made ({error})."
             ) from None
-        try:
-            # The system lets go when this process ends, however it ends.
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.close()
+        if self._lock is None:
             raise UserError(
                 f"another process is training in {self._workdir}; wait for it, or stop it "
                 "first."
-            ) from None
+            )
         self.tidy_alone()
+
+
+def lock(path: Path, wait: bool = False) -> IO | None:
+    """Opens a file for this process alone, until it is closed or the process ends.
+
+    Args:
+      path: of the file, made if absent.
+      wait: for a process that has it.
+
+    Returns:
+      The file; None if another process has it.
+
+    Raises:
+      OSError: it cannot be made or locked.
+    """
+    file = path.open("w")
+    try:
+        # The system lets go when this process ends, however it ends.
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
 
 
 def _on_main(action: Callable[[], None]) -> None:
