@@ -103,8 +103,9 @@ class ModelConfig:
     cutoff: float = 0.25
     # Initial width of the sigmoid gate's edge, in the same unit.
     softness: float = 0.05
-    # Train cut-off and softness, per group. The ideal gate cannot be trained.
-    learnable_gate: bool = True
+    # Train cut-off and softness, per group. In long trainings they wander off
+    # (docs/method.md). The ideal gate cannot be trained.
+    learnable_gate: bool = False
     # Extend feature maps by their mirror image before the transform, which else joins
     # opposite borders.
     mirror: bool = False

@@ -198,22 +198,19 @@ class Gscm(nn.Module):
 
 
 class FrequencySplit(nn.Module):
-    """Splits features into two bands with a learnable sigmoid gate for each group."""
+    """Splits features into two bands with a sigmoid gate."""
 
-    def __init__(self, groups: int):
+    def __init__(self, cutoff: float, softness: float):
         super().__init__()
-        self.cutoff_logit = nn.Parameter(torch.empty(groups))
-        self.log_softness = nn.Parameter(torch.empty(groups))
+        self.cutoff, self.softness = torch.tensor(cutoff), torch.tensor(softness)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         size = features.shape[2:4]
         vertical = torch.fft.fftfreq(size[0])[:, None] / 0.5
         horizontal = torch.fft.rfftfreq(size[1])[None, :] / 0.5
         radius = torch.sqrt(vertical**2 + horizontal**2)
-        cutoff = torch.sigmoid(self.cutoff_logit)[:, None, None]
-        softness = torch.exp(self.log_softness)[:, None, None]
-        gain = torch.sigmoid((cutoff - radius) / softness)
-        gain = gain / torch.sigmoid(cutoff / softness)
+        gain = torch.sigmoid((self.cutoff - radius) / self.softness)
+        gain = gain / torch.sigmoid(self.cutoff / self.softness)
         spectrum = torch.fft.rfft2(features, dim=(2, 3)) * gain[..., None]
         low = torch.fft.irfft2(spectrum, s=size, dim=(2, 3))
         return low, features - low
@@ -256,7 +253,7 @@ class Head(nn.Module):
     def __init__(self, config: ModelConfig, loss: LossConfig, width: int, groups: int):
         super().__init__()
         heads, dropout = width // config.head_width, config.dropout
-        self.split = FrequencySplit(groups)
+        self.split = FrequencySplit(config.cutoff, config.softness)
         self.fsam = Fsam(width, config.high_depth, groups, dropout)
         self.gscm = Gscm(width, config.low_depth, groups, heads, dropout)
         self.loss = loss

@@ -10,6 +10,7 @@ by default, are this project's.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import logit
 from jax.sharding import Mesh, PartitionSpec
 
 GATES = ("sigmoid", "gaussian", "butterworth", "ideal")
@@ -107,20 +108,20 @@ def low_pass(
 
 
 class FrequencySplit(nn.Module):
-    """Splits feature maps into two bands with a soft gate, learned per group.
+    """Splits feature maps into two bands with a soft gate.
 
     Attributes:
       gate: one of `GATES`.
-      cutoff: initial rho, in (0, 1) of Nyquist.
-      softness: initial tau, > 0, in units of Nyquist.
-      learnable: train rho and tau; else they stay at their initial values.
+      cutoff: rho, in (0, 1) of Nyquist.
+      softness: tau, > 0, in units of Nyquist.
+      learnable: train rho and tau of each group, from these values on.
       mirror, mesh: see `low_pass`.
     """
 
     gate: str = "sigmoid"
     cutoff: float = 0.25
     softness: float = 0.05
-    learnable: bool = True
+    learnable: bool = False
     mirror: bool = False
     mesh: Mesh | None = None
 
@@ -128,18 +129,18 @@ class FrequencySplit(nn.Module):
     def __call__(self, features: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Splits [B, G, h, w, D] float32 into (low, high); low + high is the input."""
         shape = (features.shape[1],)
-        # Free parameters of which every value is allowed: rho in (0, 1), tau > 0.
-        logit = jnp.log(self.cutoff / (1.0 - self.cutoff))
-        log_softness = jnp.log(self.softness)
+        cutoff, softness = jnp.full(shape, self.cutoff), jnp.full(shape, self.softness)
         if self.learnable:
-            logit = self.param("cutoff_logit", nn.initializers.constant(logit), shape)
-            log_softness = self.param(
-                "log_softness", nn.initializers.constant(log_softness), shape
-            )
+            # Free parameters of which every value is allowed: rho in (0, 1), tau > 0.
+            def parameter(name: str, value: jax.Array) -> jax.Array:
+                return self.param(name, lambda _: value)
+
+            cutoff = jax.nn.sigmoid(parameter("cutoff_logit", logit(cutoff)))
+            softness = jnp.exp(parameter("log_softness", jnp.log(softness)))
         low = low_pass(
             features,
-            jnp.broadcast_to(jax.nn.sigmoid(logit), shape),
-            jnp.broadcast_to(jnp.exp(log_softness), shape),
+            cutoff,
+            softness,
             gate=self.gate,
             mirror=self.mirror,
             mesh=self.mesh,

@@ -49,7 +49,7 @@ class HarmoniAD(nn.Module):
     gate: str = "sigmoid"
     cutoff: float = 0.25
     softness: float = 0.05
-    learnable_gate: bool = True
+    learnable_gate: bool = False
     mirror: bool = False
     high_depth: int = 4
     low_depth: int = 4
@@ -110,8 +110,8 @@ class HarmoniAD(nn.Module):
             name="split",
         )(patches)
         comparisons = {}
-        # The bands are targets here: were they to follow the gradient, the gate would
-        # move to where they are easiest to predict, not to where they help.
+        # The bands are targets here: were they to follow the gradient, a learnable gate
+        # would move to where they are easiest to predict, not to where they help.
         if self.variant in ("harmoniad", "high"):
             prediction = Fsam(
                 depth=self.high_depth,

@@ -28,7 +28,7 @@ from harmoniad_jax.report.tables import (
 )
 from harmoniad_jax.training.calibration import Calibration, Normality
 from harmoniad_jax.training.checkpoints import Checkpoints
-from harmoniad_jax.training.encoding import evaluation_inputs
+from harmoniad_jax.training.encoding import Inputs, evaluation_inputs
 from harmoniad_jax.training.gallery import category_content
 from harmoniad_jax.training.identity import Identity, check_identity, parse_stored
 from harmoniad_jax.training.measuring import Measured, measure
@@ -164,11 +164,20 @@ def evaluate(
     encoder_params: Any,
     calibration: Calibration | None,
     workdir: Path,
+    inputs: Inputs | None = None,
 ) -> dict[str, Any]:
     """Predicts all test images, category by category; writes `results.json` and `report/`.
 
     Only the maps of one category are in memory at a time, or those of one batch with
     `config.evaluation.streaming`.
+
+    Args:
+      run: its parts.
+      state: with statistics of the distances.
+      encoder_params: on all devices.
+      calibration: None where no image was held out.
+      workdir: folder of the run.
+      inputs: of `evaluation_inputs`, if they were made before: they hash every image.
 
     Returns:
       "step", "encoder", "config_hash", "per_category": name -> the seven figures as
@@ -180,7 +189,8 @@ def evaluate(
       thresholds that "pixel_false_positive_rate" of the good pixels exceed, and counts of
       "lost_masks" and "rescued_defects".
     """
-    inputs = evaluation_inputs(run, encoder_params)
+    if inputs is None:
+        inputs = evaluation_inputs(run, encoder_params)
     if calibration is not None and not calibration.fits(run.config.evaluation):
         logger.info("the evaluation was changed since training: calibrating again")
         calibration = calibrate(run, state, encoder_params, inputs)

@@ -86,6 +86,7 @@ def _train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
                 stepper.batches.set_state(iterator_state)
             state = _train(run, state, stepper, checkpoints, identity, workdir)
             iterator_state = stepper.batches.get_state()
+        inputs = None
         if not finished:
             try:
                 inputs = evaluation_inputs(run, encoder_params)
@@ -96,7 +97,7 @@ def _train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
                     _save_and_wait(checkpoints, state, iterator_state, identity)
                 raise
             checkpoints.save(state, iterator_state, identity, calibration, finished=True)
-    return evaluate(run, state, encoder_params, calibration, workdir)
+    return evaluate(run, state, encoder_params, calibration, workdir, inputs)
 
 
 def _check_images(run: Run) -> None:

@@ -39,21 +39,16 @@ VARIANTS: dict[str, Settings] = {
     "no-global-context": {"model.global_context": False},
     "no-class-token": {"model.class_token": False},
     "bare-gscm": BARE_GSCM,
+    # Nothing but two bands and two branches.
     "bare-modules": {**BARE_FSAM, **BARE_GSCM},
     "no-decimation": {"model.decimate": False},
     # The split.
     "gaussian-gate": {"model.gate": "gaussian"},
     "butterworth-gate": {"model.gate": "butterworth"},
-    "ideal-gate": {"model.gate": "ideal", "model.learnable_gate": False},
-    "fixed-gate": {"model.learnable_gate": False},
+    "ideal-gate": {"model.gate": "ideal"},
+    "learnt-gate": {"model.learnable_gate": True},
     "cutoff-0.5": {"model.cutoff": 0.5},
     "with-mirror": {"model.mirror": True},
-    # Nothing but two bands and two branches.
-    "bare": {
-        **BARE_FSAM,
-        **BARE_GSCM,
-        "model.learnable_gate": False,
-    },
     # More of the spectrum for attention, which then works at full resolution.
     "wide-low-band": {"model.decimate": False, "model.cutoff": 0.5},
     # Targets.

@@ -186,7 +186,7 @@ def test_groups_have_their_own_cutoff():
 
 
 def test_parameters_start_at_the_settings():
-    split = FrequencySplit(cutoff=0.4, softness=0.03)
+    split = FrequencySplit(cutoff=0.4, softness=0.03, learnable=True)
     params = split.init(jax.random.key(0), random_features(GRID, groups=3))["params"]
     assert set(params) == {"cutoff_logit", "log_softness"}
     np.testing.assert_allclose(jax.nn.sigmoid(params["cutoff_logit"]), [0.4] * 3, rtol=1e-6)
@@ -196,8 +196,8 @@ def test_parameters_start_at_the_settings():
 @pytest.mark.parametrize("mirror", [True, False])
 def test_fixed_gate_has_no_parameters_and_splits_alike(mirror):
     features = random_features(GRID)
-    learnable = FrequencySplit(cutoff=0.4, softness=0.03, mirror=mirror)
-    fixed = FrequencySplit(cutoff=0.4, softness=0.03, mirror=mirror, learnable=False)
+    learnable = FrequencySplit(cutoff=0.4, softness=0.03, mirror=mirror, learnable=True)
+    fixed = FrequencySplit(cutoff=0.4, softness=0.03, mirror=mirror)
     assert not jax.tree.leaves(fixed.init(jax.random.key(0), features))
     expected = learnable.apply(learnable.init(jax.random.key(0), features), features)
     np.testing.assert_allclose(fixed.apply({}, features)[0], expected[0], atol=1e-6)
@@ -205,7 +205,7 @@ def test_fixed_gate_has_no_parameters_and_splits_alike(mirror):
 
 def test_gradient_reaches_cutoff_and_softness_of_each_group():
     features = random_features(GRID)
-    split = FrequencySplit()
+    split = FrequencySplit(learnable=True)
     variables = split.init(jax.random.key(0), features)
 
     def energy(params):
@@ -224,7 +224,7 @@ def test_gradient_reaches_cutoff_and_softness_of_each_group():
 def test_gradient_is_finite_at_zero_frequency(gate):
     """The radius is zero there, and a root or power of it must not blow up."""
     features = random_features(GRID)
-    split = FrequencySplit(gate=gate)
+    split = FrequencySplit(gate=gate, learnable=True)
     variables = split.init(jax.random.key(0), features)
 
     def energy(variables, features):

@@ -142,7 +142,7 @@ def test_any_number_of_groups(variant, groups):
 @pytest.mark.parametrize(
     "setting",
     [{"gate": gate} for gate in GATES]
-    + [{"learnable_gate": False}, {"mirror": True}]
+    + [{"learnable_gate": True}, {"mirror": True}]
     + [{switch: False} for switch in SWITCHES],
     ids=lambda setting: "-".join(f"{key}={value}" for key, value in setting.items()),
 )
@@ -213,7 +213,7 @@ def test_single_branches_are_those_of_the_whole(variant, branch):
     features = feature_shapes(WIDTH)
     whole = default_param_shapes()
     part = param_shapes(tiny_model(variant), features)
-    assert part == {name: whole[name] for name in ("split", branch)}
+    assert part == {branch: whole[branch]}
 
 
 def test_class_token_has_a_bottleneck_and_is_used():

@@ -47,7 +47,6 @@ MISTAKES = [
     ("encoder.taps", (1, 1, 2, 3), "list each block once"),
     ("model.variant", "harmony", "allowed are harmoniad, high, low, plain"),
     ("model.gate", "box", "allowed are sigmoid, gaussian, butterworth, ideal"),
-    ("model.gate", "ideal", "set model.learnable_gate=False"),
     ("model.high_depth", 3, "multiple of encoder.groups, 2"),
     ("model.low_depth", 0, "multiple of encoder.groups, 2"),
     ("model.plain_depth", -2, "multiple of encoder.groups, 2"),
@@ -153,9 +152,12 @@ def test_maps_of_weight_zero_cannot_be_scored(description):
         assert config_problems(other, description, 8) == []
 
 
-def test_the_ideal_gate_is_allowed_when_it_is_not_trained(description):
-    config = with_settings(RIGHT, {"model.gate": "ideal", "model.learnable_gate": False})
+def test_the_ideal_gate_cannot_be_trained(description):
+    config = with_settings(RIGHT, {"model.gate": "ideal"})
     assert config_problems(config, description, 8) == []
+    config = with_settings(config, {"model.learnable_gate": True})
+    (problem,) = config_problems(config, description, 8)
+    assert "set model.learnable_gate=False" in problem
 
 
 def test_the_demo_needs_no_root(description):
