@@ -12,9 +12,14 @@ are compared with. Any setting can be changed for all of them, such as
 An image, test images too, is encoded once for all variants that read the encoder alike, and
 its features are stored rounded; --config.cache.enabled=False does without. After every run
 ablation.json and ablation.md are written anew, with what is there. Interrupted, the same
-command goes on where it was, and it takes up more variants or seeds later. Started several
-times at once, on machines that share the folder or on one accelerator that a run does not
-fill (then with XLA_PYTHON_CLIENT_MEM_FRACTION=0.1, say), they divide the runs among them.
+command goes on where it was, and it takes up more variants or seeds later.
+
+Started several times at once, by srun too, the processes divide the runs among them, and
+each ends when all runs are there: on machines that share the folder and its locks (see
+harmoniad_jax/locks.py), on the GPUs of one machine, each with a CUDA_VISIBLE_DEVICES of its
+own, or on one GPU that a run does not fill, with XLA_PYTHON_CLIENT_PREALLOCATE=false. Start
+the others when the first one trains: by then the images are encoded. A TPU chip serves one
+process only.
 """
 
 import datetime
@@ -42,19 +47,19 @@ from harmoniad_jax.config import Config, with_settings
 from harmoniad_jax.data.records import Dataset
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.fields import flatten
+from harmoniad_jax.locks import lock
 from harmoniad_jax.report.summary import read_run
-from harmoniad_jax.training.checkpoint_folders import LOCK, lock
-from harmoniad_jax.training.compilation import flops
+from harmoniad_jax.training.compilation import enable_compilation_cache, flops
 from harmoniad_jax.training.datasets import open_dataset
 from harmoniad_jax.training.evaluation import evaluate, restore_run, write_whole
 from harmoniad_jax.training.identity import differences, parse_stored
 from harmoniad_jax.training.loop import train_and_evaluate
 from harmoniad_jax.training.setup import describe, prepare_run, resolve_config
-from harmoniad_jax.training.startup import start
 
 logger = logging.getLogger("harmoniad_jax.ablate")
 
 KEPT = "kept.json"  # of a run, in its folder
+LOCK = ".lock"  # of who makes the run; in the folder of the runs, of who writes the tables
 FIGURES = "ablation.json"  # of all, in the folder of the runs
 
 
@@ -88,18 +93,31 @@ class Ablation:
             raise UserError("the data set has no test images: there is nothing to compare.")
 
     def run(self) -> str:
-        """Makes the runs that no process made or is making; returns the tables."""
-        # Seed by seed: every variant has a first figure before any has a second.
-        missing = [(name, seed) for seed in self._seeds for name in self._chosen]
-        while True:
-            left = [run for run in missing if not self._make(*run)]
-            if left in ([], missing):
-                break
-            missing = left  # others may have ended meanwhile
-        if left:
-            runs = ", ".join(f"{name}-{seed}" for name, seed in left)
-            logger.warning("left to other processes, which are at work: %s", runs)
-        return self._write()
+        """Makes the runs that are not there yet; returns the tables.
+
+        Raises:
+          UserError: runs that are there have other settings; or some could not be made,
+            after all others were.
+        """
+        runs = [(name, seed) for seed in self._seeds for name in self._chosen]
+        for run in runs:
+            self._is_made(*run)
+        failed: dict[tuple[str, int], UserError] = {}
+        # First what nobody is at; then what other processes are making, so that what one
+        # of them leaves behind, killed perhaps, is made here.
+        for wait in (False, True):
+            for run in runs:
+                try:
+                    if run not in failed:
+                        self._make(*run, wait=wait)
+                except UserError as error:
+                    failed[run] = error
+                    logger.warning("%s-%d could not be made: %s", *run, error)
+        text = self._write()
+        if failed:
+            names = ", ".join(f"{name}-{seed}" for name, seed in failed)
+            raise UserError(f"these runs could not be made: {names}. Reasons are above.")
+        return text
 
     def _config(self, name: str, seed: int) -> Config:
         changes = {
@@ -112,45 +130,53 @@ class Ablation:
     def _folder(self, name: str, seed: int) -> Path:
         return self._workdir / f"{name}-{seed}"
 
-    def _make(self, name: str, seed: int) -> bool:
-        """Makes a run, unless its figures are kept already.
+    def _make(self, name: str, seed: int, *, wait: bool) -> None:
+        """Makes a run, unless it is there or another process is at it.
 
-        Returns:
-          Whether they are kept now; if not, another process is at work on this run, or on
-          the one that it evaluates.
+        Args:
+          name: of the variant.
+          seed: of the run.
+          wait: for another process, and for the run that this one evaluates.
+
+        Raises:
+          UserError: it cannot be made.
         """
-        folder = self._folder(name, seed)
-        if self._is_kept(name, seed):
-            return True
-        source = trained_as(name, self._known)
-        if source and not self._is_kept(source, seed):
-            return False
+        folder, source = self._folder(name, seed), trained_as(name, self._known)
+        if self._is_made(name, seed):
+            return
+        if source and not self._is_made(source, seed):
+            if wait:  # it comes before this one
+                raise UserError(f"there is no {source}-{seed}, which it evaluates.")
+            return
         folder.mkdir(parents=True, exist_ok=True)
         claim = lock(folder / LOCK)
+        if claim is None and wait:
+            logger.info("waiting for another process, which makes %s-%d", name, seed)
+            claim = lock(folder / LOCK, wait=True)
         if claim is None:
-            return False
+            return
         with claim:
-            # Another may have made it since.
-            if not self._is_kept(name, seed):
+            # Another process may have made it since.
+            if not self._is_made(name, seed):
                 self._train_and_keep(name, seed, source)
         self._write()
-        return True
 
-    def _is_kept(self, name: str, seed: int) -> bool:
-        """Whether the figures of a run are there.
+    def _is_made(self, name: str, seed: int) -> bool:
+        """Whether the figures of a run are kept.
 
         Raises:
           UserError: those of other settings are.
         """
-        config, folder = self._config(name, seed), self._folder(name, seed)
+        folder = self._folder(name, seed)
         kept = folder / KEPT
-        if kept.is_file():
-            if problems := _differences(json.loads(kept.read_text()), config):
-                raise UserError(
-                    f"{folder} was made with other settings: {'; '.join(problems)}. Give "
-                    "another --workdir, or delete it."
-                )
-        return kept.is_file()
+        if not kept.is_file():
+            return False
+        if problems := _differences(json.loads(kept.read_text()), self._config(name, seed)):
+            raise UserError(
+                f"{folder} was made with other settings: {'; '.join(problems)}. Give "
+                "another --workdir, or delete it."
+            )
+        return True
 
     def _train_and_keep(self, name: str, seed: int, source: str | None) -> None:
         """Trains a variant, or evaluates the run of the one that is trained alike."""
@@ -178,17 +204,21 @@ class Ablation:
 
     def _results(self) -> dict[str, dict[int, Any]]:
         """variant -> seed -> what is kept of a run: of this call and of those before."""
-        results: dict[str, dict[int, Any]] = {}
-        for name in self._known:
-            for path in sorted(self._workdir.glob(f"{name}-*/{KEPT}")):
-                run = json.loads(path.read_text())
-                if run["variant"] != name:
-                    continue  # the name of another begins with this one's
-                if problems := _differences(run, self._config(name, run["seed"])):
-                    logger.warning("%s is left out: %s", path.parent, "; ".join(problems))
-                    continue
-                results.setdefault(name, {})[run["seed"]] = run
-        return results
+        found: dict[str, dict[int, Any]] = {}
+        for path in sorted(self._workdir.glob(f"*/{KEPT}")):
+            run = json.loads(path.read_text())
+            name, seed = run["variant"], run["seed"]
+            if name not in self._known:
+                problems = [f"there is no variant {name} any more"]
+            else:
+                problems = _differences(run, self._config(name, seed))
+            if problems:
+                logger.warning("%s is left out: %s", path.parent, "; ".join(problems))
+            else:
+                found.setdefault(name, {})[seed] = run
+        return {
+            name: dict(sorted(found[name].items())) for name in self._known if name in found
+        }
 
     def _write(self) -> str:
         """Writes tables and figures of what is there; returns the tables."""
@@ -197,8 +227,8 @@ class Ablation:
 
     def _write_alone(self) -> str:
         results = self._results()
-        if REFERENCE not in results:
-            return f"There is no run of {REFERENCE} yet, to compare the others with.\n"
+        if REFERENCE not in results:  # another process is at it, or it failed
+            return ""
         choices = leave_one_out(results, REFERENCE)
         parts = [self._title(results), _EXPLANATION, variants_table(results, REFERENCE)]
         if choices:
@@ -280,15 +310,25 @@ def main() -> None:
         if not all(seed.isdecimal() for seed in given.split(",")):
             raise UserError(f"--seeds={given} are no numbers, such as 0,1,2.")
         base = cli.read_config(config)
-        start(None, None, None)
+        # Not `start`: several processes share the runs, and not a run.
+        enable_compilation_cache()
         if jax.process_count() > 1:
-            raise UserError("an ablation is made by a single process, and there are more.")
+            raise UserError(
+                f"an ablation does not train on {jax.process_count()} hosts together; start"
+                " it on the devices of one host."
+            )
         folder = Path(workdir.value).expanduser()
         numbers = [base.train.seed]
         if seeds.value:
             numbers = list(dict.fromkeys(map(int, seeds.value)))
         ablation = Ablation(base, folder, names.value, numbers)
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock(folder / LOCK, wait=True).close()
+        except OSError as error:
+            raise UserError(
+                f"--workdir={folder} cannot be made, written or locked ({error})."
+            ) from None
         print(ablation.run())
         print(f"The figures are in {folder / FIGURES}")
 

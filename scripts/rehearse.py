@@ -17,7 +17,6 @@ after them is measured anew each time. An interrupted rehearsal is simply starte
 import argparse
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
@@ -36,6 +35,7 @@ from rehearsal.watch import watch
 from configs import mvtec
 from harmoniad_jax.config import Config, parse_config
 from harmoniad_jax.errors import USER_ERROR_STATUS, UserError
+from harmoniad_jax.locks import lock
 from harmoniad_jax.training.datasets import cache_folder, drawing_version
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -319,14 +319,12 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
 def locked(folder: Path) -> Iterator[None]:
     """Keeps a second rehearsal out of a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another rehearsal runs in {folder}; wait for it, or give another "
-                "--folder."
-            ) from None
+    file = lock(folder / ".lock")
+    if file is None:
+        raise UserError(
+            f"another rehearsal runs in {folder}; wait for it, or give another --folder."
+        )
+    with file:
         yield
 
 

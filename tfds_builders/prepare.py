@@ -8,7 +8,6 @@ Reads the original archives, or folders extracted from them, and writes checked 
 
 import argparse
 import contextlib
-import fcntl
 import logging
 import shutil
 import signal
@@ -22,6 +21,7 @@ from absl import logging as absl_logging
 from tensorflow_datasets.core import constants
 
 from harmoniad_jax.errors import USER_ERROR_STATUS, UserError
+from harmoniad_jax.locks import lock
 from tfds_builders import BUILDERS
 from tfds_builders.anomaly_builder import (
     AnomalyBuilder,
@@ -137,12 +137,12 @@ def manual_folder(manual_dir: str, data_dir: str) -> Path:
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[None]:
     """Lets one process at a time prepare a data set; freed when a process ends."""
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.info("waiting for another process that prepares %s", folder)
-            fcntl.flock(file, fcntl.LOCK_EX)
+    path = folder / ".lock"
+    file = lock(path)
+    if file is None:
+        logger.info("waiting for another process that prepares %s", folder)
+        file = lock(path, wait=True)
+    with file:
         yield
 
 

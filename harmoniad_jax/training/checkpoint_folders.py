@@ -10,7 +10,6 @@ Every function that changes something is called by all processes of a run, and d
 in the main one while the others wait.
 """
 
-import fcntl
 import re
 import shutil
 from collections.abc import Callable, Iterable
@@ -22,11 +21,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from harmoniad_jax.errors import UserError
+from harmoniad_jax.locks import lock
 from harmoniad_jax.training.processes import is_main, together
 
 FOLDER = "checkpoints"
 DAMAGED, REPLACED = ".damaged", ".replaced"
-LOCK = ".lock"
 UNFINISHED = ".orbax-checkpoint-tmp"
 STEP = re.compile(rf"(0|[1-9][0-9]*)({re.escape(REPLACED)})?")
 
@@ -121,7 +120,7 @@ class StepFolders:
     def _open(self) -> None:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._lock = lock(self.directory / LOCK)
+            self._lock = lock(self.directory / ".lock")
         except OSError as error:
             raise UserError(
                 f"--workdir={self._workdir} cannot be made ({error})."
@@ -132,29 +131,6 @@ class StepFolders:
                 "first."
             )
         self.tidy_alone()
-
-
-def lock(path: Path, wait: bool = False) -> IO | None:
-    """Opens a file for this process alone, until it is closed or the process ends.
-
-    Args:
-      path: of the file, made if absent.
-      wait: for a process that has it.
-
-    Returns:
-      The file; None if another process has it.
-
-    Raises:
-      OSError: it cannot be made or locked.
-    """
-    file = path.open("w")
-    try:
-        # The system lets go when this process ends, however it ends.
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
 
 
 def _on_main(action: Callable[[], None]) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,35 +15,33 @@ from run_helpers import overrides
 from configs import demo
 from harmoniad_jax.config import parse_config, with_settings
 from harmoniad_jax.errors import UserError
+from harmoniad_jax.locks import lock
 from harmoniad_jax.metrics import METRIC_NAMES
 from harmoniad_jax.training.setup import describe, resolve_config
 
 ROOT = Path(__file__).parents[2]
 
 
-def start(config, workdir, *arguments):
+def command(config, workdir, *arguments):
+    """What to give to subprocess."""
     flags = os.environ["XLA_FLAGS"].split()
     one_device = " ".join(flag for flag in flags if "device_count" not in flag)
     paths = f"{ROOT}:{ROOT / 'scripts'}"
-    environment = {**os.environ, "PYTHONPATH": paths, "XLA_FLAGS": one_device}
-    return subprocess.Popen(
-        [sys.executable, "scripts/ablate.py", "--config=configs/demo.py"]
-        + [f"--workdir={workdir}", *overrides(config), *arguments],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(process):
-    output, errors = process.communicate()
-    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+    program = [sys.executable, "scripts/ablate.py", "--config=configs/demo.py"]
+    return {
+        "args": [*program, f"--workdir={workdir}", *overrides(config), *arguments],
+        "cwd": ROOT,
+        "env": {**os.environ, "PYTHONPATH": paths, "XLA_FLAGS": one_device},
+        "text": True,
+    }
 
 
 def ablate(config, workdir, *arguments):
-    return finish(start(config, workdir, *arguments))
+    return subprocess.run(**command(config, workdir, *arguments), capture_output=True)
+
+
+def kept(workdir):
+    return {path.parent.name for path in workdir.glob("*/kept.json")}
 
 
 def run_of(**figures):
@@ -156,12 +155,25 @@ def test_variants_are_trained_compared_and_kept(tiny_config, tmp_path):
         },
     )
     workdir = tmp_path / "ablation"
-    # Two at once divide the runs among them, and one of them ends last.
-    both = [start(config, workdir, "--variants=plain", "--seeds=0,1") for _ in range(2)]
-    both = [finish(process) for process in both]
-    assert all(made.returncode == 0 for made in both), [made.stderr for made in both]
-    announced = "".join(made.stderr for made in both).count("variant ")
-    assert announced == 4, [made.stderr for made in both]
+    # Another process is at the first run, so to say, and then it is gone: the others are
+    # made first, and that one in the end.
+    first = workdir / f"{REFERENCE}-0"
+    first.mkdir(parents=True)
+    log = tmp_path / "log"
+    asked = command(config, workdir, "--variants=plain", "--seeds=0,1")
+    with lock(first / ".lock") as at_work, log.open("w") as file:
+        made = subprocess.Popen(**asked, stdout=file, stderr=subprocess.STDOUT)
+        try:
+            while made.poll() is None and "waiting for another" not in log.read_text():
+                time.sleep(0.1)
+            assert made.poll() is None, log.read_text()
+            assert kept(workdir) == {"plain-0", "plain-1", f"{REFERENCE}-1"}
+            at_work.close()
+            assert made.wait() == 0, log.read_text()
+        finally:
+            made.kill()
+            made.wait()
+    assert kept(workdir) == {"plain-0", "plain-1", f"{REFERENCE}-0", f"{REFERENCE}-1"}
     figures = json.loads((workdir / "ablation.json").read_text())
     assert set(figures["runs"]) == {"harmoniad", "plain"}
     assert all(set(runs) == {"0", "1"} for runs in figures["runs"].values())
@@ -169,7 +181,7 @@ def test_variants_are_trained_compared_and_kept(tiny_config, tmp_path):
     assert first["parameters"] > 0 and first["flops"] > 0 and first["seconds"] > 0
     assert first["mean"] != second["mean"]
     table = (workdir / "ablation.md").read_text()
-    assert any(table in made.stdout for made in both) and "± " in table
+    assert table in log.read_text() and "± " in table
 
     # Nothing is made twice, and what is asked for later comes beside it. Runs of versions
     # that had other settings do not stop the others.
@@ -209,6 +221,10 @@ def test_variants_are_trained_compared_and_kept(tiny_config, tmp_path):
     [
         (("--variants=plane",), "variant 'plane' is unknown"),
         (("--seeds=a",), "--seeds=a are no numbers, such as 0,1,2"),
+        (
+            ("--variants=plain", "--workdir=/dev/null/runs"),
+            "--workdir=/dev/null/runs cannot be made",
+        ),
         (("--variants=groups-3",), "variant 'groups-3': config.encoder.groups is 3"),
     ],
 )
