@@ -99,12 +99,12 @@ class ModelConfig:
     variant: str = "harmoniad"
     # The gate of the split: "sigmoid", "gaussian", "butterworth" or "ideal".
     gate: str = "sigmoid"
-    # Initial cut-off of the split in (0, 1), as a share of the Nyquist frequency.
+    # Cut-off of the split in (0, 1), as a share of the Nyquist frequency.
     cutoff: float = 0.25
-    # Initial width of the sigmoid gate's edge, in the same unit.
+    # Width of the sigmoid gate's edge, in the same unit.
     softness: float = 0.05
-    # Train cut-off and softness, per group. In long trainings they wander off
-    # (docs/method.md). The ideal gate cannot be trained.
+    # Train cut-off and softness, per group, from these values on. Long trainings suffer
+    # from it (docs/method.md). The ideal gate cannot be trained.
     learnable_gate: bool = False
     # Extend feature maps by their mirror image before the transform, which else joins
     # opposite borders.

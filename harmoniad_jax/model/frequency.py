@@ -132,11 +132,11 @@ class FrequencySplit(nn.Module):
         cutoff, softness = jnp.full(shape, self.cutoff), jnp.full(shape, self.softness)
         if self.learnable:
             # Free parameters of which every value is allowed: rho in (0, 1), tau > 0.
-            def parameter(name: str, value: jax.Array) -> jax.Array:
-                return self.param(name, lambda _: value)
-
-            cutoff = jax.nn.sigmoid(parameter("cutoff_logit", logit(cutoff)))
-            softness = jnp.exp(parameter("log_softness", jnp.log(softness)))
+            constant = nn.initializers.constant
+            free = self.param("cutoff_logit", constant(logit(self.cutoff)), shape)
+            cutoff = jax.nn.sigmoid(free)
+            free = self.param("log_softness", constant(jnp.log(self.softness)), shape)
+            softness = jnp.exp(free)
         low = low_pass(
             features,
             cutoff,

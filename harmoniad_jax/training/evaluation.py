@@ -177,7 +177,8 @@ def evaluate(
       encoder_params: on all devices.
       calibration: None where no image was held out.
       workdir: folder of the run.
-      inputs: of `evaluation_inputs`, if they were made before: they hash every image.
+      inputs: of `evaluation_inputs`, if they were made before; with
+        `config.cache.evaluation` making them hashes every image.
 
     Returns:
       "step", "encoder", "config_hash", "per_category": name -> the seven figures as

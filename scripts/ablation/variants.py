@@ -45,7 +45,7 @@ VARIANTS: dict[str, Settings] = {
     # The split.
     "gaussian-gate": {"model.gate": "gaussian"},
     "butterworth-gate": {"model.gate": "butterworth"},
-    "ideal-gate": {"model.gate": "ideal"},
+    "ideal-gate": {"model.gate": "ideal", "model.learnable_gate": False},
     "learnt-gate": {"model.learnable_gate": True},
     "cutoff-0.5": {"model.cutoff": 0.5},
     "with-mirror": {"model.mirror": True},

@@ -65,7 +65,7 @@ def mixed(
     clean, corrupted = (encode(encoder_params, images) for images in (clean, corrupted))
     change = corrupted.patches - clean.patches
     groups = jnp.ones(change.shape[1])
-    # The split that training begins with by default: the same for every run.
+    # The default split: the same for every run.
     split = ModelConfig()
     low = low_pass(
         change,

@@ -17,7 +17,7 @@ CLEAN = "clean"
 SUMMARISED = ("image_auroc", "pixel_ap", "pixel_aupro")
 BANDS_NOTE = (
     "In the rows of a band, the clean image's features got that band of the corrupted "
-    "image's, split as by default before training, and in both cases its class token."
+    "image's, split by the default gate, and in both cases its class token."
 )
 COLOURS = (LIGHT.curve, LIGHT.defective, LIGHT.good, LIGHT.ink)
 

@@ -155,7 +155,7 @@ def purpose(kind: str, array: Array, name: str, weights: set[tuple[int, ...]]) -
         return "hard mining"
     if math.prod(array.shape) <= FEWEST:
         return "scalars"
-    if "/split/" in name or _bare(array.shape) in weights:
+    if _bare(array.shape) in weights:
         return "weights" if kind == "all-gather" else "gradients"
     return "activations"
 

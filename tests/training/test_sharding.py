@@ -27,7 +27,9 @@ MESHES = [(2, 1), (4, 1), (8, 1), (2, 4)]
 @pytest.fixture(scope="module")
 def smallest(tiny_config):
     """One block in each branch: what takes time here is compiling."""
-    config = changed(tiny_config, "model", high_depth=1, low_depth=1)
+    # With the gate that has parameters: their gradient is a sum over devices as well.
+    settings = {"high_depth": 1, "low_depth": 1, "learnable_gate": True}
+    config = changed(tiny_config, "model", **settings)
     return changed(config, "encoder", groups=1)
 
 
