@@ -291,7 +291,7 @@ def _cost(config: Config) -> dict[str, Any]:
     features = run.encoder.feature_shapes(config.train.batch_size)
     return {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-        "flops": flops(run.steps.whole.update, state, features),
+        "flops": flops(run.steps.counted.update, state, features),
     }
 
 

@@ -80,13 +80,20 @@ def _describe(compiled: jax.stages.Compiled) -> str:
 def flops(function: Any, *arguments: Any) -> float | None:
     """Floating-point operations of a call over all devices; None where it is not known.
 
-    By XLA's count before compilation: nothing is split over devices or left out yet.
+    By XLA's count before compilation: nothing is split over devices or left out yet. It is
+    made as if for the CPU, since accelerators' plug-ins do not count.
 
     Args:
-      function: a pure function.
+      function: a pure function that names no devices, such as those of `Steps.counted`.
       arguments: its arguments, or their shapes.
     """
-    cost = jax.jit(function).lower(*arguments).cost_analysis() or {}
+    try:
+        cpu = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS leaves it out
+        return None
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arguments)
+    with jax.default_device(cpu):
+        cost = jax.jit(function).lower(*shapes).cost_analysis() or {}
     return cost.get("flops")
 
 

@@ -119,8 +119,9 @@ def describe_run(run: Run) -> None:
     batch, side = run.config.train.batch_size, run.encoder.image_side
     images = jax.ShapeDtypeStruct((batch, side, side, 3), np.uint8)
     parts = run.config.train.micro_batches
-    trained = gigaflops(run.steps.whole.update, state, run.encoder.feature_shapes(batch))
-    frozen = gigaflops(run.encoder.encode, run.encoder.params, images)
+    steps, encoder = run.steps.counted, run.encoder
+    trained = gigaflops(steps.update, state, encoder.feature_shapes(batch))
+    frozen = gigaflops(steps.encoder.encode, encoder.params, images)
     mesh = " x ".join(f"{size} {axis}" for axis, size in run.mesh.shape.items() if size > 1)
     lines = (
         f"data     {len(data.train)} training, {len(data.held_out)} held-out and "

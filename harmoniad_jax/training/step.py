@@ -44,10 +44,17 @@ class Steps:
     check_numerics: bool = False
 
     @property
-    def whole(self) -> "Steps":
-        """The same steps with the whole batch at once: what counts of operations see."""
-        return (
-            self if self.micro_batches == 1 else dataclasses.replace(self, micro_batches=1)
+    def counted(self) -> "Steps":
+        """The same arithmetic for `compilation.flops`: on any device, and all of it seen.
+
+        That is the whole batch at once, and the library's attention, since XLA does not
+        look into cuDNN's calls.
+        """
+        return dataclasses.replace(
+            self,
+            encoder=dataclasses.replace(self.encoder, attention="library"),
+            model=self.model.clone(mesh=None),
+            micro_batches=1,
         )
 
     def train_step(

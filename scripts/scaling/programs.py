@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +12,7 @@ import numpy as np
 
 from harmoniad_jax.config import Config
 from harmoniad_jax.model.backbone import Encoder, EncoderDescription
+from harmoniad_jax.training.compilation import flops
 from harmoniad_jax.training.setup import Run, assemble, resolve_config
 from harmoniad_jax.training.sharding import (
     abstract_on,
@@ -97,21 +98,19 @@ def compile_step(run: Run, program: str) -> Program:
         arguments = (abstract_encoder_params(run), images)
     shardings = shardings_of(state)
 
-    def lower(steps: Steps) -> jax.stages.Lowered:
-        step = steps.update if program == "features" else steps.train_step
-        jitted = jax.jit(
-            step, out_shardings=(shardings, replicated(run.mesh)), donate_argnums=0
-        )
-        return jitted.lower(state, *arguments)
+    def step_of(steps: Steps) -> Callable:
+        return steps.update if program == "features" else steps.train_step
 
-    lowered = lower(run.steps)
-    # XLA counts a loop's operations once, however often it turns.
-    whole = lowered if run.steps.micro_batches == 1 else lower(run.steps.whole)
-    compiled = lowered.compile()
+    jitted = jax.jit(
+        step_of(run.steps),
+        out_shardings=(shardings, replicated(run.mesh)),
+        donate_argnums=0,
+    )
+    compiled = jitted.lower(state, *arguments).compile()
     memory = compiled.memory_analysis()
     return Program(
         collectives(compiled.as_text()),
-        whole.cost_analysis()["flops"],
+        flops(step_of(run.steps.counted), state, *arguments),
         memory.argument_size_in_bytes,
         memory.temp_size_in_bytes,
     )

@@ -200,13 +200,9 @@ def _most_ahead(run: Run) -> int:
 
 
 def _count_flops(run: Run) -> dict[str, Flops]:
-    """Operations of a batch in each part that computes.
-
-    The encoder's are those with the library's attention, whichever runs: the arithmetic
-    is the same, and XLA does not look into cuDNN's calls.
-    """
-    encoder = dataclasses.replace(run.encoder, attention="library")
-    steps = dataclasses.replace(run.steps.whole, encoder=encoder)
+    """Operations of a batch in each part that computes."""
+    steps = run.steps.counted
+    encoder = steps.encoder
     batch, side = run.config.train.batch_size, encoder.image_side
     images = jax.ShapeDtypeStruct((batch, side, side, 3), np.uint8)
     state = jax.eval_shape(run.initial_state)

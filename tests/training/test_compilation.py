@@ -1,5 +1,6 @@
 """Compiling ahead of time, and keeping what was compiled."""
 
+import dataclasses
 import logging
 import os
 import re
@@ -9,9 +10,12 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from harmoniad_jax.training.compilation import compile_ahead, gigaflops
+from harmoniad_jax.config import with_settings
+from harmoniad_jax.training.compilation import compile_ahead, flops, gigaflops
+from harmoniad_jax.training.setup import prepare_run
 
 ROOT = Path(__file__).parents[2]
 
@@ -83,3 +87,23 @@ def test_time_and_memory_of_a_compiled_function_are_told(log):
 def test_operations_are_counted():
     matrix = jax.ShapeDtypeStruct((1000, 1000), jnp.float32)
     assert gigaflops(lambda a: a @ a, matrix) == "2.0 GFLOP"
+
+
+@pytest.mark.parametrize("attention", ["library", "fused"])
+def test_operations_of_a_run_are_counted_apart_from_its_devices(tiny_config, attention):
+    """Another backend counts than the one that trains: no device may be named."""
+    changes = {"train.batch_size": 16, "encoder.attention": attention}
+    run = prepare_run(with_settings(tiny_config, changes), for_training=True)
+    parts = dataclasses.replace(run.steps, micro_batches=2)
+    assert run.mesh.size > 1
+    features = run.encoder.feature_shapes(16)
+    images = jax.ShapeDtypeStruct((16, *2 * [run.encoder.image_side], 3), np.uint8)
+    lowered = jax.jit(parts.counted.train_step).lower(
+        jax.eval_shape(run.initial_state), run.encoder.params, images
+    )
+    assert "mhlo.num_partitions = 1 " in lowered.as_text()
+    # On the run's own devices it is another program. Parts count the same.
+    on_mesh = jax.jit(run.steps.update).lower(run.abstract_state(), features)
+    assert f"mhlo.num_partitions = {run.mesh.size} " in on_mesh.as_text()
+    whole = flops(run.steps.counted.update, run.abstract_state(), features)
+    assert whole == flops(parts.counted.update, run.abstract_state(), features)
