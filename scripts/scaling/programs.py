@@ -154,7 +154,8 @@ def purpose(kind: str, array: Array, name: str, weights: set[tuple[int, ...]]) -
         return "hard mining"
     if math.prod(array.shape) <= FEWEST:
         return "scalars"
-    if _bare(array.shape) in weights:
+    # The gradient of a learnt gate is summed as that of its gain, no weight's shape.
+    if _bare(array.shape) in weights or ("/split/" in name and kind == "all-reduce"):
         return "weights" if kind == "all-gather" else "gradients"
     return "activations"
 

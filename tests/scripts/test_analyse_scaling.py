@@ -232,8 +232,10 @@ TINY = [
 ]
 
 
-def test_the_gradients_of_a_compiled_step_are_the_parameters_bytes():
-    options, config = analyse_scaling.parse(["--mesh", "8x1", "--images", "1", *TINY])
+@pytest.mark.parametrize("gate", ["fixed", "learnt"])
+def test_the_gradients_of_a_compiled_step_are_the_parameters_bytes(gate):
+    settings = [*TINY, f"--config.model.learnable_gate={gate == 'learnt'}"]
+    options, config = analyse_scaling.parse(["--mesh", "8x1", "--images", "1", *settings])
     run = abstract_run(analyse_scaling.on_mesh(config, (8, 1), options.images))
     rows = by_purpose(compile_step(run, "features").collectives, run)
     flat = jax.tree_util.tree_leaves_with_path(run.abstract_state().params)
@@ -243,9 +245,11 @@ def test_the_gradients_of_a_compiled_step_are_the_parameters_bytes():
         for path, leaf in flat
         if not jax.tree_util.keystr(path).endswith(("['fine']", "['dilated']"))
     )
+    # A learnt gate's two numbers a group are replaced by its gain at 4 x 3 frequencies.
+    gain = 8 * 2 * 4 * 3 if gate == "learnt" else 0
     scalars = 4 * 64
     found = rows["gradients", "all-reduce"].num_bytes
-    assert abs(found - 4 * summed) <= scalars
+    assert abs(found - 4 * summed - gain) <= scalars
     assert rows["hard mining", "all-gather"].num_bytes == 3 * 4 * 8 * 2 * 4 * 4
     assert not any(what in ("activations", "weights") for what, _ in rows)
     text = analyse_scaling.describe_run(run)
