@@ -7,7 +7,7 @@ import typing
 if typing.TYPE_CHECKING:
     from pathlib import Path
 
-    from harmoniad_jax.training.inference import TrainedModel
+    from harmoniad_jax.inference.trained_model import TrainedModel
 
 __version__ = "0.1.0"
 
@@ -20,6 +20,6 @@ def load(workdir: str | Path, *, encoder: str | None = None) -> TrainedModel:
       encoder: where the encoder is, if not where it was in training.
     """
     # Imported late: the commands read their flags before JAX is loaded.
-    from harmoniad_jax.training.inference import TrainedModel
+    from harmoniad_jax.inference.trained_model import TrainedModel
 
     return TrainedModel(workdir, encoder=encoder)

@@ -27,8 +27,8 @@ def main() -> None:
 
     def run() -> None:
         # Imported late: a mistake in the flags is reported without waiting for JAX.
-        from harmoniad_jax.training.evaluation import evaluate_run
-        from harmoniad_jax.training.startup import start
+        from harmoniad_jax.devices.startup import start
+        from harmoniad_jax.evaluation.evaluate import evaluate_run
 
         start(**processes())
         folder = Path(workdir.value).expanduser()

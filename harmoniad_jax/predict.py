@@ -35,8 +35,8 @@ def main() -> None:
 
     def run() -> None:
         # Imported late: a mistake in the flags is reported without waiting for JAX.
-        from harmoniad_jax.training.compilation import enable_compilation_cache
-        from harmoniad_jax.training.predict_files import predict_files
+        from harmoniad_jax.devices.compilation import enable_compilation_cache
+        from harmoniad_jax.inference.files import predict_files
 
         enable_compilation_cache()
         unreadable = predict_files(

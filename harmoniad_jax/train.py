@@ -27,8 +27,8 @@ def main() -> None:
     def run() -> None:
         settings = cli.read_config(config)
         # Imported late: a mistake in the flags is reported without waiting for JAX.
+        from harmoniad_jax.devices.startup import start
         from harmoniad_jax.training.loop import train_and_evaluate
-        from harmoniad_jax.training.startup import start
 
         start(**processes())
         train_and_evaluate(settings, Path(workdir.value).expanduser())

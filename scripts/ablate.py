@@ -45,16 +45,19 @@ from ml_collections import config_flags
 from harmoniad_jax import cli
 from harmoniad_jax.config import Config, with_settings
 from harmoniad_jax.data.records import Dataset
+from harmoniad_jax.devices.compilation import enable_compilation_cache, flops
 from harmoniad_jax.errors import UserError
+from harmoniad_jax.evaluation.evaluate import evaluate
 from harmoniad_jax.fields import flatten
+from harmoniad_jax.folders import write_whole
+from harmoniad_jax.inference.restore import restore_run
 from harmoniad_jax.locks import lock
 from harmoniad_jax.report.summary import read_run
-from harmoniad_jax.training.compilation import enable_compilation_cache, flops
-from harmoniad_jax.training.datasets import open_dataset
-from harmoniad_jax.training.evaluation import evaluate, restore_run, write_whole
-from harmoniad_jax.training.identity import differences, parse_stored
+from harmoniad_jax.run.datasets import open_dataset
+from harmoniad_jax.run.identity import differences
+from harmoniad_jax.run.run import describe, prepare_run, resolve_config
+from harmoniad_jax.run.stored import parse_stored
 from harmoniad_jax.training.loop import train_and_evaluate
-from harmoniad_jax.training.setup import describe, prepare_run, resolve_config
 
 logger = logging.getLogger("harmoniad_jax.ablate")
 

@@ -32,7 +32,7 @@ from harmoniad_jax.errors import USER_ERROR_STATUS, UserError
 if TYPE_CHECKING:
     from scaling.programs import Program
 
-    from harmoniad_jax.training.setup import Run
+    from harmoniad_jax.run.run import Run
 
 # Compiling faster changes nothing in how a step is split over devices.
 XLA_FLAGS = (

@@ -17,8 +17,8 @@ import numpy as np
 
 from configs import folder
 from harmoniad_jax.config import Config, parse_config
-from harmoniad_jax.training.setup import prepare_run
-from harmoniad_jax.training.stepping import make_stepper
+from harmoniad_jax.run.run import prepare_run
+from harmoniad_jax.training.stepper import make_stepper
 
 
 def make_config(options: argparse.Namespace, cache: str, enabled: bool) -> Config:

@@ -41,7 +41,7 @@ from harmoniad_jax.data.pipeline import (
 from harmoniad_jax.data.prepared import prepared_dataset
 from harmoniad_jax.data.records import Record
 from harmoniad_jax.data.synthetic import DemoSpec, write_demo_dataset
-from harmoniad_jax.model.backbone import describe_untrained_clip, load_encoder
+from harmoniad_jax.model.encoders.encoder import describe_untrained_clip, load_encoder
 from tfds_builders.prepare import prepare
 
 STORED_SIDE, SIDE = 1024, 336

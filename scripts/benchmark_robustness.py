@@ -31,16 +31,17 @@ from robustness.bands import BANDS, through_band
 from robustness.corruptions import CORRUPTIONS, SEVERITIES, Condition, corrupted
 from robustness.tables import CLEAN, plot, tables
 
+from harmoniad_jax.checkpoints.folders import has_checkpoints
 from harmoniad_jax.data.records import Record
+from harmoniad_jax.devices.startup import start
 from harmoniad_jax.errors import INTERRUPTED_STATUS, USER_ERROR_STATUS, UserError
+from harmoniad_jax.evaluation.measure import measure
+from harmoniad_jax.folders import write_whole
+from harmoniad_jax.inference.predictor import Predictor
+from harmoniad_jax.inference.restore import restore_run
 from harmoniad_jax.metrics import METRIC_NAMES, mean_metrics
-from harmoniad_jax.report.figures import PNG_DPI, style
-from harmoniad_jax.training.checkpoint_folders import has_checkpoints
-from harmoniad_jax.training.evaluation import restore_run, write_whole
-from harmoniad_jax.training.measuring import measure
-from harmoniad_jax.training.prediction import Predictor
-from harmoniad_jax.training.setup import Run
-from harmoniad_jax.training.startup import start
+from harmoniad_jax.report.plots import PNG_DPI, style
+from harmoniad_jax.run.run import Run
 
 
 def chosen_records(records: Sequence[Record], most: int | None) -> dict[str, list[Record]]:

@@ -35,12 +35,12 @@ import optax
 from numpy.linalg import norm
 
 from harmoniad_jax.config import Config
-from harmoniad_jax.model.backbone import Features
+from harmoniad_jax.model.encoders.encoder import Features
 from harmoniad_jax.model.harmoniad import HarmoniAD
-from harmoniad_jax.training.losses import easy_share
-from harmoniad_jax.training.optimizer import make_optimizer
-from harmoniad_jax.training.state import TrainState, create_state
-from harmoniad_jax.training.step import Steps
+from harmoniad_jax.steps.losses import easy_share
+from harmoniad_jax.steps.optimizer import make_optimizer
+from harmoniad_jax.steps.state import TrainState, create_state
+from harmoniad_jax.steps.step import Steps
 
 # Past the growth of the easy share, where most of a run is.
 STEP = 2000

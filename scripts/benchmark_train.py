@@ -39,7 +39,7 @@ from harmoniad_jax.config import Config, parse_config, unknown_field, with_setti
 from harmoniad_jax.data.synthetic import CATEGORIES, DemoSpec, write_demo_dataset
 from harmoniad_jax.errors import USER_ERROR_STATUS, UserError
 from harmoniad_jax.fields import field_types
-from harmoniad_jax.training.setup import UNTRAINED, Run, prepare_run
+from harmoniad_jax.run.run import UNTRAINED, Run, prepare_run
 
 # Architectures of random weights: width, depth, heads, patch and image side.
 UNTRAINED_ENCODERS = {

@@ -35,8 +35,9 @@ from rehearsal.watch import watch
 from configs import mvtec
 from harmoniad_jax.config import Config, parse_config
 from harmoniad_jax.errors import USER_ERROR_STATUS, UserError
+from harmoniad_jax.folders import cache_folder
 from harmoniad_jax.locks import lock
-from harmoniad_jax.training.datasets import cache_folder, drawing_version
+from harmoniad_jax.run.datasets import drawing_version
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ROOT / "scripts" / "rehearsal"

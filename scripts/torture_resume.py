@@ -26,10 +26,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from harmoniad_jax.checkpoints.store import Checkpoints
 from harmoniad_jax.errors import INTERRUPTED_STATUS
-from harmoniad_jax.training.checkpoints import Checkpoints
-from harmoniad_jax.training.evaluation import with_last_settings
-from harmoniad_jax.training.setup import prepare_run
+from harmoniad_jax.run.run import prepare_run
+from harmoniad_jax.run.stored import with_last_settings
 
 ROOT = Path(__file__).parents[1]
 COMPARED_FILES = ("results.json", "config.json")

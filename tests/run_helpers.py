@@ -14,11 +14,11 @@ import jax
 import numpy as np
 
 from configs import demo
+from harmoniad_jax.checkpoints.integrity import SEAL, digest
+from harmoniad_jax.checkpoints.store import Checkpoints
 from harmoniad_jax.config import Config, parse_config
 from harmoniad_jax.fields import flatten
-from harmoniad_jax.training.checkpoints import Checkpoints
-from harmoniad_jax.training.integrity import SEAL, digest
-from harmoniad_jax.training.setup import prepare_run
+from harmoniad_jax.run.run import prepare_run
 
 ROOT = Path(__file__).parents[1]
 

@@ -12,7 +12,7 @@ from run_helpers import changed
 
 from harmoniad_jax.config import Config
 from harmoniad_jax.errors import UserError
-from harmoniad_jax.training.evaluation import evaluate_run
+from harmoniad_jax.evaluation.evaluate import evaluate_run
 from harmoniad_jax.training.loop import train_and_evaluate
 
 ROOT = Path(__file__).parents[1]

@@ -19,9 +19,9 @@ from harmoniad_jax.config import (
 )
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.fields import type_name
-from harmoniad_jax.model.backbone import EncoderDescription, describe_untrained_clip
+from harmoniad_jax.model.encoders.encoder import EncoderDescription, describe_untrained_clip
 from harmoniad_jax.model.harmoniad import HarmoniAD
-from harmoniad_jax.training.checks import config_problems
+from harmoniad_jax.run.checks import config_problems
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 NOT_CONFIGS = {"__init__", "encoders"}

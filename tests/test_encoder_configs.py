@@ -9,11 +9,11 @@ from configs import folder, joint, mvtec
 from configs.encoders import CLIP_MODELS
 from harmoniad_jax.config import parse_config, with_settings
 from harmoniad_jax.data.records import Dataset
+from harmoniad_jax.devices.mesh import make_mesh
 from harmoniad_jax.errors import UserError
-from harmoniad_jax.model.backbone import Encoder, EncoderDescription, load_encoder
-from harmoniad_jax.training.checks import config_problems
-from harmoniad_jax.training.setup import assemble
-from harmoniad_jax.training.sharding import make_mesh
+from harmoniad_jax.model.encoders.encoder import Encoder, EncoderDescription, load_encoder
+from harmoniad_jax.run.checks import config_problems
+from harmoniad_jax.run.run import assemble
 
 # The published architectures: width, blocks, heads.
 ARCHITECTURES = {"base": (768, 12, 12), "large": (1024, 24, 16)}

@@ -1,4 +1,4 @@
-"""Imports point one way: commands, training and report, then data, model, metrics."""
+"""Imports point one way: from the commands down to the floors of `ROOMS`."""
 
 import ast
 import itertools
@@ -9,7 +9,6 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = "harmoniad_jax"
-COMMANDS = ("train", "evaluate", "predict", "summarize", "export", "cli")
 
 
 def sources(*folders):
@@ -80,30 +79,66 @@ def late():
 
 
 def test_the_package_is_found():
-    for name in ("config", "data.sources", "model.harmoniad", "training.loop"):
+    for name in ("config", "data.folder", "model.harmoniad", "training.loop"):
         assert f"{PACKAGE}.{name}" in MODULES
 
 
-@pytest.mark.parametrize(
-    ("part", "allowed"),
-    [
-        ("errors.py", ()),
-        ("fields.py", ()),
-        ("config.py", ("errors", "fields")),
-        ("locks.py", ()),
-        ("signals.py", ()),
-        ("cli.py", ("config", "errors", "fields", "signals")),
-        ("model", ("model", "errors")),
-        ("data", ("data", "errors")),
-        ("metrics", ("metrics",)),
-        ("report", ("report", "metrics", "config", "errors", "fields")),
-    ],
-)
-def test_part_imports_nothing_of_ours_but(part, allowed):
-    path = ROOT / PACKAGE / part
-    for file in [path] if path.is_file() else sources(path):
-        outside = {name for name in ours(file) if not below(name, *allowed)}
+# The floors of the house: a room imports of ours what its line names, and itself.
+BASICS = ("errors", "fields", "folders", "locks", "signals", "words")
+ROOMS = {
+    "config": ("errors", "fields"),
+    "cli": ("config", "errors", "fields", "signals"),
+    "data": ("errors",),
+    "metrics": (),
+    "report": ("config", "errors", "fields", "metrics", "words"),
+    "model": ("errors",),
+    "devices": ("config", "errors", "folders", "words"),
+    "steps": ("config", "devices", "model"),
+    "run": (*BASICS, "config", "data", "devices", "model", "steps", "tfds_builders"),
+    "checkpoints": ("devices", "errors", "locks", "run", "steps"),
+    "features": (*BASICS, "data", "devices", "model", "run"),
+    "inference": (
+        *(*BASICS, "config", "data", "devices", "model", "report", "steps"),
+        *("run", "checkpoints", "features"),
+    ),
+    "evaluation": (
+        *(*BASICS, "config", "data", "devices", "metrics", "model", "report", "steps"),
+        *("run", "checkpoints", "features", "inference"),
+    ),
+    "training": (
+        *(*BASICS, "config", "data", "devices", "model", "report", "steps"),
+        *("run", "checkpoints", "features", "inference", "evaluation"),
+    ),
+}
+LIGHT = ("data", "metrics", "report")  # rooms that know neither JAX nor Flax
+
+
+def test_every_room_has_a_floor():
+    rooms = {path.parent.name for path in (ROOT / PACKAGE).glob("*/__init__.py")}
+    assert rooms <= set(ROOMS)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_room_imports_nothing_of_ours_but_the_floors_below(room):
+    path = ROOT / PACKAGE / room
+    files = sources(path) if path.is_dir() else [path.with_suffix(".py")]
+    for file in files:
+        builders = any(below(name, "tfds_builders") for name in imports(file.read_text()))
+        found = ours(file) | ({"tfds_builders"} if builders else set())
+        outside = {name for name in found if not below(name, room, *ROOMS[room])}
         assert not outside, f"{file.relative_to(ROOT)} imports {', '.join(outside)}"
+
+
+@pytest.mark.parametrize("name", BASICS)
+def test_basics_import_nothing_of_ours(name):
+    assert not ours(ROOT / PACKAGE / f"{name}.py")
+
+
+def test_the_floors_are_in_order():
+    """A room names floors above its own line only: so there is no circle."""
+    for index, (room, allowed) in enumerate(ROOMS.items()):
+        higher = set(list(ROOMS)[index:]) & set(allowed)
+        assert not higher, f"{room} names {', '.join(higher)}"
 
 
 def test_builders_know_how_data_is_read_and_nothing_else_of_ours():
@@ -116,18 +151,6 @@ def test_builders_know_how_data_is_read_and_nothing_else_of_ours():
         assert not heavy, f"{file.relative_to(ROOT)} imports {', '.join(heavy)}"
 
 
-def test_only_training_prepares_data_sets():
-    for module, path in MODULES.items():
-        if any(below(name, "tfds_builders") for name in imports(path.read_text())):
-            assert below(module, f"{PACKAGE}.training"), module
-
-
-def test_training_does_not_know_the_commands():
-    for file in sources(f"{PACKAGE}/training"):
-        known = {name for name in ours(file) if below(name, *COMMANDS)}
-        assert not known, f"{file.relative_to(ROOT)} imports {', '.join(known)}"
-
-
 def test_metrics_are_numpy_and_scipy_alone():
     for file in sources(f"{PACKAGE}/metrics"):
         for name in imports(file.read_text()):
@@ -137,8 +160,8 @@ def test_metrics_are_numpy_and_scipy_alone():
             )
 
 
-@pytest.mark.parametrize("part", ["data", "metrics", "report"])
-def test_only_model_and_training_know_jax(part):
+@pytest.mark.parametrize("part", LIGHT)
+def test_light_rooms_do_not_know_jax(part):
     for file in sources(f"{PACKAGE}/{part}"):
         found = imports(file.read_text())
         heavy = {name for name in found if below(name, "jax", "flax", "optax")}
@@ -152,7 +175,9 @@ def test_the_flags_are_read_before_jax_is_loaded():
         kinds = (ast.Import, ast.ImportFrom)
         top = [ast.unparse(node) for node in tree.body if isinstance(node, kinds)]
         for module in imports("\n".join(top)):
-            assert not below(module, "jax", "flax", f"{PACKAGE}.training")
+            heavy = [f"{PACKAGE}.{room}" for room in ROOMS if room not in ("cli", "config")]
+            heavy = [name for name in heavy if not name.endswith(LIGHT)]
+            assert not below(module, "jax", "flax", *heavy)
 
 
 def test_orbax_is_called_in_one_file():
@@ -161,7 +186,7 @@ def test_orbax_is_called_in_one_file():
         for module, path in MODULES.items()
         if any(below(name, "orbax") for name in imports(path.read_text()))
     ]
-    assert files == [f"{PACKAGE}.training.checkpoints"]
+    assert files == [f"{PACKAGE}.checkpoints.store"]
 
 
 def test_no_file_imports_another_framework_or_relatively():

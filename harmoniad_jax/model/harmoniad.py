@@ -15,10 +15,10 @@ import flax.linen as nn
 import jax
 from jax.sharding import Mesh
 
-from harmoniad_jax.model.backbone import Features
-from harmoniad_jax.model.frequency import FrequencySplit
+from harmoniad_jax.model.encoders.encoder import Features
 from harmoniad_jax.model.fsam import Fsam
 from harmoniad_jax.model.gscm import Gscm
+from harmoniad_jax.model.split import FrequencySplit
 
 # Each variant and what it compares: the fused reconstruction, the high band, the low one.
 VARIANTS = {

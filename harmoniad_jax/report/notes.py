@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from harmoniad_jax.report.parts import count
 from harmoniad_jax.report.tables import area_range, percent
+from harmoniad_jax.words import in_words
 
 
 def notes_on(results: Mapping[str, Any]) -> Iterator[str]:
@@ -20,13 +20,13 @@ def notes_on(results: Mapping[str, Any]) -> Iterator[str]:
         yield f"Computed in a stream: pixel figures are off by {max(bounds):.1e} at most."
     if lost := results.get("lost_masks"):
         yield (
-            f"{count(lost, 'defective image has', 'defective images have')} no mask: "
+            f"{in_words(lost, 'defective image has', 'defective images have')} no mask: "
             f"{'it counts' if lost == 1 else 'they count'} in the image figures only."
         )
     if rescued := results.get("rescued_defects"):
         yield (
-            f"{count(rescued, 'defect was', 'defects were')} smaller than half a cell of "
-            f"the evaluation grid; {'it' if rescued == 1 else 'each'} kept its largest "
+            f"{in_words(rescued, 'defect was', 'defects were')} smaller than half a cell "
+            f"of the evaluation grid; {'it' if rescued == 1 else 'each'} kept its largest "
             "cell."
         )
     if decisions := results.get("decisions"):

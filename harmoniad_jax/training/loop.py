@@ -1,7 +1,6 @@
 """Training from the first step, or the last checkpoint, to the printed table."""
 
 import contextlib
-import json
 import logging
 import signal
 from pathlib import Path
@@ -10,25 +9,26 @@ from typing import Any
 import jax
 import numpy as np
 
+from harmoniad_jax.checkpoints.folders import has_checkpoints
+from harmoniad_jax.checkpoints.store import Checkpoints
 from harmoniad_jax.config import Config
-from harmoniad_jax.data.sources import check_images
+from harmoniad_jax.data.folder import check_images
+from harmoniad_jax.devices.compilation import gigaflops
+from harmoniad_jax.devices.processes import Agreement, is_main, together
 from harmoniad_jax.errors import UserError
-from harmoniad_jax.report.html import ReportWriter
-from harmoniad_jax.report.parts import count
+from harmoniad_jax.evaluation.evaluate import REPORT_FOLDER, evaluate
+from harmoniad_jax.features.encode import evaluation_inputs
+from harmoniad_jax.inference.predictor import calibrate, with_statistics
+from harmoniad_jax.report.html.writer import ReportWriter
+from harmoniad_jax.run.identity import Identity, check_identity
+from harmoniad_jax.run.run import Run, prepare_run
+from harmoniad_jax.run.stored import write_config
 from harmoniad_jax.signals import Interrupted, deferred
-from harmoniad_jax.training.checkpoint_folders import has_checkpoints
-from harmoniad_jax.training.checkpoints import Checkpoints
-from harmoniad_jax.training.compilation import gigaflops
-from harmoniad_jax.training.encoding import evaluation_inputs
-from harmoniad_jax.training.evaluation import CONFIG_FILE, REPORT_FOLDER, evaluate
-from harmoniad_jax.training.identity import Identity, check_identity
-from harmoniad_jax.training.prediction import calibrate, with_statistics
-from harmoniad_jax.training.processes import Agreement, is_main, together
+from harmoniad_jax.steps.state import TrainState
+from harmoniad_jax.steps.step import FINITE
 from harmoniad_jax.training.progress import Fetched, MetricsWriter
-from harmoniad_jax.training.setup import Run, prepare_run
-from harmoniad_jax.training.state import TrainState
-from harmoniad_jax.training.step import FINITE
-from harmoniad_jax.training.stepping import Stepper, make_stepper
+from harmoniad_jax.training.stepper import Stepper, make_stepper
+from harmoniad_jax.words import in_words
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,8 @@ def _train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     ) as checkpoints:
         if resumes:
             check_identity(checkpoints.read_identity(), identity, workdir)
-        _write_config(run.config, workdir)
+        if is_main():
+            write_config(run.config, workdir)
 
         encoder_params = run.place_encoder()
         describe_run(run)
@@ -126,7 +127,7 @@ def describe_run(run: Run) -> None:
     lines = (
         f"data     {len(data.train)} training, {len(data.held_out)} held-out and "
         f"{len(data.test)} test images of "
-        f"{count(len(data.categories), 'category', 'categories')}: "
+        f"{in_words(len(data.categories), 'category', 'categories')}: "
         f"{', '.join(data.categories)}",
         f"encoder  {description.name} ({description.hf_config.model_type}, "
         f"{run.config.encoder.dtype}), {side} px, blocks "
@@ -233,9 +234,3 @@ def _check_finite(
         + "Look at them; lower config.optimizer.learning_rate in a new run; or find the "
         "place with config.train.check_numerics=True in a new run."
     )
-
-
-def _write_config(config: Config, workdir: Path) -> None:
-    if is_main():
-        text = json.dumps(config.to_dict(), indent=2)
-        (workdir / CONFIG_FILE).write_text(text + "\n")

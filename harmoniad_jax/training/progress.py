@@ -13,9 +13,9 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from harmoniad_jax.config import Config
-from harmoniad_jax.training.optimizer import learning_rate_schedule
-from harmoniad_jax.training.processes import is_main
-from harmoniad_jax.training.step import FINITE
+from harmoniad_jax.devices.processes import is_main
+from harmoniad_jax.steps.optimizer import learning_rate_schedule
+from harmoniad_jax.steps.step import FINITE
 
 logger = logging.getLogger(__name__)
 

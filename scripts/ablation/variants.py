@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harmoniad_jax.errors import UserError
-from harmoniad_jax.model.backbone import EncoderDescription
+from harmoniad_jax.model.encoders.encoder import EncoderDescription
 
 Settings = Mapping[str, Any]
 

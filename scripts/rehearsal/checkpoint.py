@@ -14,9 +14,9 @@ from pathlib import Path
 
 import jax
 
+from harmoniad_jax.checkpoints.store import Checkpoints
 from harmoniad_jax.data.records import Dataset
-from harmoniad_jax.training.checkpoints import Checkpoints
-from harmoniad_jax.training.setup import prepare_run
+from harmoniad_jax.run.run import prepare_run
 
 
 def measure(workdir: Path, scratch: Path) -> dict[str, float]:

@@ -15,10 +15,10 @@ from jax.sharding import Mesh
 
 from harmoniad_jax.config import ModelConfig
 from harmoniad_jax.data.records import Record
-from harmoniad_jax.model.backbone import Features
-from harmoniad_jax.model.frequency import low_pass
-from harmoniad_jax.training.encoding import Inputs, image_inputs
-from harmoniad_jax.training.setup import Run
+from harmoniad_jax.features.encode import Inputs, image_inputs
+from harmoniad_jax.model.encoders.encoder import Features
+from harmoniad_jax.model.split import low_pass
+from harmoniad_jax.run.run import Run
 
 BANDS = ("low", "high")
 

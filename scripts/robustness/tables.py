@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from harmoniad_jax.metrics import METRIC_NAMES
-from harmoniad_jax.report.figures import LIGHT, style
+from harmoniad_jax.report.plots import LIGHT, style
 from harmoniad_jax.report.tables import HEADINGS, markdown_table, percent
 from robustness.corruptions import CORRUPTIONS, Condition
 

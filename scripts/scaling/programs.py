@@ -11,10 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from harmoniad_jax.config import Config
-from harmoniad_jax.model.backbone import Encoder, EncoderDescription
-from harmoniad_jax.training.compilation import flops
-from harmoniad_jax.training.setup import Run, assemble, resolve_config
-from harmoniad_jax.training.sharding import (
+from harmoniad_jax.devices.compilation import flops
+from harmoniad_jax.devices.mesh import (
     abstract_on,
     batched,
     make_mesh,
@@ -22,7 +20,9 @@ from harmoniad_jax.training.sharding import (
     shardings_of,
     split_over_model,
 )
-from harmoniad_jax.training.step import Steps
+from harmoniad_jax.model.encoders.encoder import Encoder, EncoderDescription
+from harmoniad_jax.run.run import Run, assemble, resolve_config
+from harmoniad_jax.steps.step import Steps
 from scaling.hlo import Array, Collective, collectives
 
 # From stored features, as runs with a feature cache train, and from images.

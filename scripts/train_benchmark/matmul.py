@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from harmoniad_jax.training.sharding import batched, replicated
+from harmoniad_jax.devices.mesh import batched, replicated
 from train_benchmark.timing import Part, always_ready
 
 # Sides of the matrices: large enough to be fast, small enough to be multiplied often.

@@ -9,11 +9,11 @@ import jax
 import numpy as np
 
 from harmoniad_jax.data.pipeline import PREFETCHED_BATCHES
-from harmoniad_jax.model.backbone import Features
-from harmoniad_jax.training.compilation import compile_ahead, flops, memory_bytes
-from harmoniad_jax.training.setup import Run
-from harmoniad_jax.training.sharding import replicated, shard_batch
-from harmoniad_jax.training.stepping import Stepper, make_stepper
+from harmoniad_jax.devices.compilation import compile_ahead, flops, memory_bytes
+from harmoniad_jax.devices.mesh import replicated, shard_batch
+from harmoniad_jax.model.encoders.encoder import Features
+from harmoniad_jax.run.run import Run
+from harmoniad_jax.training.stepper import Stepper, make_stepper
 from train_benchmark.timing import Part, always_ready, nothing_read_ahead
 
 READ_IMAGES, READ_FEATURES = "read and decode images", "read cached features"

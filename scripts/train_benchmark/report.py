@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harmoniad_jax.data.feature_cache import gigabytes
+from harmoniad_jax.words import gigabytes
 from train_benchmark import parts
 from train_benchmark.timing import Part
 

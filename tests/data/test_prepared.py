@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from harmoniad_jax.data.folder import folder_dataset
 from harmoniad_jax.data.prepared import prepared_dataset
 from harmoniad_jax.data.preprocess import read_image, read_mask
 from harmoniad_jax.data.records import join
-from harmoniad_jax.data.sources import folder_dataset
 from harmoniad_jax.errors import UserError
 from tfds_builders import BUILDERS, anomaly_builder
 from tfds_builders.anomaly_builder import Counts

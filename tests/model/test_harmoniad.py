@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from harmoniad_jax.model.backbone import Features
-from harmoniad_jax.model.frequency import GATES
+from harmoniad_jax.model.encoders.encoder import Features
 from harmoniad_jax.model.harmoniad import VARIANTS, Comparison, HarmoniAD
 from harmoniad_jax.model.scoring import cosine_distance
+from harmoniad_jax.model.split import GATES
 
 BATCH, GROUPS, GRID, WIDTH = 2, 2, (4, 5), 8
 SWITCHES = (

@@ -16,7 +16,7 @@ from harmoniad_jax.model.scoring import (
     upsample,
     upsampling_matrix,
 )
-from harmoniad_jax.training.step import measure_statistics
+from harmoniad_jax.steps.step import measure_statistics
 
 
 def normal(*shape, seed=0):

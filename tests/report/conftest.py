@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from drawn import HOSTILE, draw_category, results_of
 
-from harmoniad_jax.report.html import write_report
+from harmoniad_jax.report.html.writer import write_report
 
 
 @pytest.fixture(scope="session")

@@ -15,8 +15,8 @@ from PIL import Image
 
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.metrics import METRIC_NAMES
-from harmoniad_jax.report.html import ReportWriter, write_report
-from harmoniad_jax.report.markup import Markup, element, text
+from harmoniad_jax.report.html.markup import Markup, element, text
+from harmoniad_jax.report.html.writer import ReportWriter, write_report
 
 VOID = {"img", "input", "meta", "source"}
 

@@ -17,7 +17,7 @@ from harmoniad_jax.config import parse_config, with_settings
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.locks import lock
 from harmoniad_jax.metrics import METRIC_NAMES
-from harmoniad_jax.training.setup import describe, resolve_config
+from harmoniad_jax.run.run import describe, resolve_config
 
 ROOT = Path(__file__).parents[2]
 

@@ -17,7 +17,7 @@ from harmoniad_jax.data.preprocess import read_image, read_mask
 from harmoniad_jax.data.records import Record
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.metrics import METRIC_NAMES
-from harmoniad_jax.model.backbone import Features
+from harmoniad_jax.model.encoders.encoder import Features
 
 
 @pytest.fixture

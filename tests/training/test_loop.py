@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from run_helpers import assert_bitwise_equal, changed, final_state, rewritten
 
+from harmoniad_jax.checkpoints.store import Checkpoints
 from harmoniad_jax.config import Config
 from harmoniad_jax.errors import UserError
+from harmoniad_jax.evaluation.evaluate import evaluate_run
 from harmoniad_jax.metrics import METRIC_NAMES
-from harmoniad_jax.training.checkpoints import Checkpoints
-from harmoniad_jax.training.evaluation import evaluate_run
+from harmoniad_jax.run.run import prepare_run
 from harmoniad_jax.training.loop import train_and_evaluate
-from harmoniad_jax.training.setup import prepare_run
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,0 +1,1 @@
+"""Checkpoints on disk: written, proven, passed over when damaged, read."""

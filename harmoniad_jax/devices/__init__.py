@@ -1,0 +1,1 @@
+"""Devices and processes: the mesh, what processes agree on, compilation."""

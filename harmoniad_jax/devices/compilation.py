@@ -1,0 +1,103 @@
+"""Compiling ahead of time, keeping what was compiled, and saying what it costs."""
+
+import hashlib
+import logging
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from harmoniad_jax.folders import cache_folder
+from harmoniad_jax.words import gigabytes
+
+logger = logging.getLogger(__name__)
+
+
+def enable_compilation_cache() -> None:
+    """Keeps compiled programs in the user's cache folder, for the next start.
+
+    JAX's own setting, `JAX_COMPILATION_CACHE_DIR`, has precedence; empty, it means none.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = cache_folder() / "compiled" / _machine()
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def _machine() -> str:
+    """Eight digits that differ between processors: home folders are shared by many.
+
+    What XLA compiles for one processor may hold instructions that another lacks.
+    """
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        flags = next(line for line in lines if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        flags = platform.processor()
+    return hashlib.sha256(f"{platform.machine()} {flags}".encode()).hexdigest()[:8]
+
+
+def compile_ahead(what: str, function: Any, *arguments: Any) -> jax.stages.Compiled:
+    """Compiles a jitted function for arguments of these shapes and shardings.
+
+    Logs how long it took and the memory of one device that a call needs, by XLA's count.
+    """
+    start = time.monotonic()
+    compiled = function.lower(*arguments).compile()
+    seconds = time.monotonic() - start
+    logger.info("compiled %s in %.1f s%s", what, seconds, _describe(compiled))
+    return compiled
+
+
+def memory_bytes(compiled: jax.stages.Compiled) -> int | None:
+    """Bytes of one device that a call needs, by XLA's count; None where it is not known."""
+    memory = compiled.memory_analysis()
+    if memory is None:  # some backends do not count
+        return None
+    # Donated arguments are overwritten by outputs, and counted once.
+    return (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+    )
+
+
+def _describe(compiled: jax.stages.Compiled) -> str:
+    total = memory_bytes(compiled)
+    if total is None:
+        return ""
+    memory = compiled.memory_analysis()
+    return (
+        f"; on each device {gigabytes(total)}: arguments "
+        f"{gigabytes(memory.argument_size_in_bytes)}, working memory "
+        f"{gigabytes(memory.temp_size_in_bytes)}"
+    )
+
+
+def flops(function: Any, *arguments: Any) -> float | None:
+    """Floating-point operations of a call over all devices; None where it is not known.
+
+    By XLA's count before compilation: nothing is split over devices or left out yet. It is
+    made as if for the CPU, since accelerators' plug-ins do not count.
+
+    Args:
+      function: a pure function that names no devices, such as those of `Steps.counted`.
+      arguments: its arguments, or their shapes.
+    """
+    try:
+        cpu = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS leaves it out
+        return None
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arguments)
+    with jax.default_device(cpu):
+        cost = jax.jit(function).lower(*shapes).cost_analysis() or {}
+    return cost.get("flops")
+
+
+def gigaflops(function: Any, *arguments: Any) -> str:
+    """The same in words."""
+    count = flops(function, *arguments)
+    return "unknown FLOP" if count is None else f"{count / 1e9:,.1f} GFLOP"

@@ -1,0 +1,1 @@
+"""Test images into metrics and a report."""

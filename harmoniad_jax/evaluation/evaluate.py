@@ -1,0 +1,248 @@
+"""A trained state and test images in, the figures of every category out."""
+
+import contextlib
+import json
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harmoniad_jax.devices.processes import is_main, wait_for_all
+from harmoniad_jax.evaluation.gallery import category_content
+from harmoniad_jax.evaluation.measure import Measured, measure
+from harmoniad_jax.features.encode import Inputs, evaluation_inputs
+from harmoniad_jax.folders import write_whole
+from harmoniad_jax.inference.predictor import Predictor, calibrate
+from harmoniad_jax.inference.restore import restore_run
+from harmoniad_jax.metrics import (
+    decision_figures,
+    defect_size_figures,
+    mean_metrics,
+    mean_metrics_per_dataset,
+)
+from harmoniad_jax.report.html.writer import ReportWriter
+from harmoniad_jax.report.notes import notes_on
+from harmoniad_jax.report.tables import (
+    decisions_table,
+    defect_sizes_table,
+    results_table,
+)
+from harmoniad_jax.run.calibration import Calibration, Normality
+from harmoniad_jax.run.run import Run
+from harmoniad_jax.steps.state import TrainState
+
+logger = logging.getLogger(__name__)
+
+RESULTS_FILE = "results.json"
+REPORT_FOLDER = "report"
+
+
+def evaluate_run(
+    workdir: Path,
+    *,
+    root: str | None = None,
+    data_dir: str | None = None,
+    encoder: str | None = None,
+    false_positive_rate: float | None = None,
+) -> dict[str, Any]:
+    """Evaluates the latest checkpoint of `workdir`, as at the end of its training.
+
+    Args:
+      workdir: folder of the run.
+      root: where the folder of images is, if not where it was.
+      data_dir: where prepared data sets are, if not where they were.
+      encoder: where the encoder is, if not where it was.
+      false_positive_rate: that thresholds aim at, if not that of the run's settings.
+
+    Returns:
+      What it writes to `workdir/results.json`, see `evaluate`.
+
+    Raises:
+      UserError: no checkpoint, or images or encoder that are not the run's.
+    """
+    given = {
+        "data.root": root,
+        "data.data_dir": data_dir,
+        "encoder.name": encoder,
+        "calibration.false_positive_rate": false_positive_rate,
+    }
+    changes = {name: value for name, value in given.items() if value is not None}
+    return evaluate(*restore_run(workdir, changes), workdir)
+
+
+def evaluate(
+    run: Run,
+    state: TrainState,
+    encoder_params: Any,
+    calibration: Calibration | None,
+    workdir: Path,
+    inputs: Inputs | None = None,
+) -> dict[str, Any]:
+    """Predicts all test images, category by category; writes `results.json` and `report/`.
+
+    Only the maps of one category are in memory at a time, or those of one batch with
+    `config.evaluation.streaming`.
+
+    Args:
+      run: its parts.
+      state: with statistics of the distances.
+      encoder_params: on all devices.
+      calibration: None where no image was held out.
+      workdir: folder of the run.
+      inputs: of `evaluation_inputs`, if they were made before; with
+        `config.cache.evaluation` making them hashes every image.
+
+    Returns:
+      "step", "encoder", "config_hash", "per_category": name -> the seven figures as
+      fractions in [0, 1] (None where undefined) and "num_images", "per_dataset": the
+      means over the categories of each data set where several are joined, "mean": over
+      all categories, "error_bounds": of each category's figures, empty where they are
+      exact, "decisions": what the thresholds achieve, see `decide`, "defect_sizes": how
+      well defects of four sizes are found, see `metrics.defect_size_figures`, at
+      thresholds that "pixel_false_positive_rate" of the good pixels exceed, and counts of
+      "lost_masks" and "rescued_defects".
+    """
+    if inputs is None:
+        inputs = evaluation_inputs(run, encoder_params)
+    if calibration is not None and not calibration.fits(run.config.evaluation):
+        logger.info("the evaluation was changed since training: calibrating again")
+        calibration = calibrate(run, state, encoder_params, inputs)
+    predictor = Predictor(run, state, encoder_params, inputs)
+    measured: dict[str, Measured] = {}
+    writes = is_main()
+    reports = run.config.evaluation.report and bool(run.dataset.test)
+    with contextlib.ExitStack() as stack:
+        report = None
+        if writes and reports:
+            report = stack.enter_context(ReportWriter(workdir / REPORT_FOLDER))
+        for category in run.dataset.categories:
+            records = [r for r in run.dataset.test if r.category == category]
+            if not records:
+                if run.dataset.test:  # otherwise it is said once, of all
+                    logger.info("%s has no test images: not evaluated", category)
+                continue
+            measured[category] = measure(run, predictor, category, records)
+            if reports:
+                normality = calibration and calibration.of(category)
+                one = measured[category]
+                # All processes predict its images, and one writes.
+                content = category_content(run, predictor, category, one, normality)
+                if report is not None:
+                    report.add(content)
+        results = _undefined_to_none(_results(run, state, calibration, measured))
+        if writes:
+            write_whole(workdir / RESULTS_FILE, json.dumps(results, indent=2) + "\n")
+            report_results(results)
+        if report is not None:
+            print(f"The report is {report.finish(results)}")
+    wait_for_all("evaluation")
+    return results
+
+
+def _results(
+    run: Run,
+    state: TrainState,
+    calibration: Calibration | None,
+    measured: Mapping[str, Measured],
+) -> dict[str, Any]:
+    """What is written to `results.json`, see `evaluate`."""
+    per_category = {name: one.figures for name, one in measured.items()}
+    scored = {name: (one.scores, one.labels) for name, one in measured.items()}
+    return {
+        "step": int(state.step),
+        "encoder": run.encoder.description.name,
+        "config_hash": run.config.hash,
+        "per_category": per_category,
+        "per_dataset": mean_metrics_per_dataset(per_category),
+        "mean": mean_metrics(per_category) if per_category else {},
+        "error_bounds": {n: one.error_bounds for n, one in measured.items()},
+        "decisions": decide(run, calibration, scored) if calibration and scored else {},
+        "defect_sizes": _by_defect_size(run, calibration, measured),
+        "lost_masks": sum(one.lost_masks for one in measured.values()),
+        "rescued_defects": sum(one.rescued_defects for one in measured.values()),
+    }
+
+
+def _by_defect_size(
+    run: Run, calibration: Calibration | None, measured: Mapping[str, Measured]
+) -> dict[str, Any]:
+    """See `metrics.defect_size_figures`; what is found has a box in `predict`."""
+    rate = run.config.calibration.pixel_false_positive_rate
+    thresholds = (
+        {name: calibration.of(name).pixel_threshold(rate) for name in measured}
+        if calibration
+        else {}
+    )
+    defects = {name: one.defects for name, one in measured.items()}
+    figures = defect_size_figures(defects, thresholds)
+    return figures and {"pixel_false_positive_rate": rate, **figures}
+
+
+def decide(
+    run: Run,
+    calibration: Calibration,
+    scored: Mapping[str, tuple[np.ndarray, np.ndarray]],
+) -> dict[str, Any]:
+    """What thresholds that were set on held-out good images achieve on the test images.
+
+    Args:
+      run: whose `config.calibration.false_positive_rate` is aimed at.
+      calibration: what good images score.
+      scored: category to image scores [N] float32 and labels [N] bool.
+
+    Returns:
+      "false_positive_rate" aimed at; "per_category" and "shared", for a threshold of each
+      category's own and one for all: name -> "threshold", "held_out" (images it was set
+      on), "keeps_rate" (whether they are enough), "precision", "recall" and
+      "false_positive_rate" (None where undefined). A category of which no image could be
+      held out, "held_out" 0, has the threshold for all as its own.
+    """
+    rate = run.config.calibration.false_positive_rate
+
+    def figures(category: str, normality: Normality, held_out: int) -> dict[str, float]:
+        threshold = normality.threshold(rate)
+        return {
+            "threshold": threshold,
+            "held_out": held_out,
+            "keeps_rate": normality.supports(rate),
+            **decision_figures(*scored[category], threshold),
+        }
+
+    own = {
+        name: figures(name, calibration.of(name), calibration.held_out(name))
+        for name in scored
+    }
+    overall = calibration.overall
+    shared = {name: figures(name, overall, len(overall.scores)) for name in scored}
+    return {"false_positive_rate": rate, "per_category": own, "shared": shared}
+
+
+def report_results(results: dict[str, Any]) -> None:
+    """Prints the table of figures, and what a reader of it must know."""
+    if not results["per_category"]:
+        print(
+            "There are no test images: nothing was evaluated. The model is ready for new "
+            "images: python -m harmoniad_jax.predict."
+        )
+        return
+    print(results_table(results))
+    if results["decisions"]:
+        print()
+        print(decisions_table(results["decisions"]))
+    if results["defect_sizes"]:
+        print()
+        print(defect_sizes_table(results["defect_sizes"]))
+    print()
+    for note in notes_on(results):
+        print(note)
+
+
+def _undefined_to_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _undefined_to_none(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_undefined_to_none(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

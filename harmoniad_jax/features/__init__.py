@@ -1,0 +1,1 @@
+"""Images into encoder features: computed, stored once, found again."""

@@ -1,0 +1,303 @@
+"""Encoder features of images on disk, so that each image is encoded once.
+
+A cache folder holds a subfolder for everything that decides about features but the image:
+encoder weights, taps, preprocessing, precision. In it are chunks, `.npy` files with a row
+for each image: the SHA-256 of the image file, a checksum, and the features. Nothing is
+looked up by name or date, so what was computed otherwise is never found.
+
+Chunks are complete when they get their name, and are not changed after that. So a process
+may be killed at any time, several may write at once, and a reader needs no lock: it maps
+a chunk into memory and keeps it, even if another process removes the file.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import time
+import uuid
+import zlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from harmoniad_jax.data.records import ImageFile, Record
+from harmoniad_jax.errors import UserError
+from harmoniad_jax.words import gigabytes
+
+logger = logging.getLogger(__name__)
+
+DESCRIPTION_FILE = "features.json"
+UNFINISHED = ".unfinished"
+FOLDER_NAME = re.compile("[0-9a-f]{16}")
+# Unfinished chunks of killed processes are removed when no one can be writing them.
+ABANDONED_SECONDS = 24 * 3600
+IMAGE, CHECKSUM = "image", "checksum"
+
+
+class FeatureCache:
+    """The stored features of one encoder setting."""
+
+    def __init__(
+        self,
+        root: Path,
+        description: Mapping[str, Any],
+        shapes: Mapping[str, tuple[int, ...]],
+        dtype: str,
+    ):
+        """Opens a cache and maps what it holds.
+
+        Args:
+          root: the cache folder, shared by all settings.
+          description: everything that decides about features but the image; JSON.
+          shapes: of each array of an image's features.
+          dtype: that they are stored in.
+
+        Raises:
+          UserError: the folder cannot be made.
+        """
+        row = [(IMAGE, "S64"), (CHECKSUM, "<u4")]
+        self.row = np.dtype(row + [(name, dtype, shapes[name]) for name in sorted(shapes)])
+        self._names = tuple(sorted(shapes))
+        self.root = root
+        text = json.dumps({**description, "row": str(self.row)}, sort_keys=True, indent=2)
+        self.folder = root / hashlib.sha256(text.encode()).hexdigest()[:16]
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / DESCRIPTION_FILE).write_text(text + "\n")
+        except OSError as error:
+            raise UserError(_cannot_write(self.folder, error)) from None
+        self._rows: dict[str, tuple[Path, np.ndarray]] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Maps the chunks that came since, also from other processes."""
+        known = {path for path, _ in self._rows.values()}
+        for path in sorted(self.folder.glob("*.npy")):
+            if path not in known:
+                self._map(path)
+
+    def _map(self, path: Path) -> None:
+        try:
+            chunk = np.lib.format.open_memmap(path, mode="r")
+            if chunk.dtype != self.row or chunk.ndim != 1:
+                raise ValueError(f"it holds {chunk.dtype}")
+            rows = {row[IMAGE].decode("ascii"): (path, row) for row in chunk}
+        except FileNotFoundError:
+            return  # another process made room
+        except OSError as error:
+            logger.warning("%s cannot be read and is left out (%s)", path, error)
+            return
+        except Exception as error:  # numpy lets through what Python's own parser raises
+            logger.warning("%s is damaged and removed (%s)", path, error)
+            _remove(path)
+            return
+        self._rows |= rows
+
+    def __contains__(self, image: str) -> bool:
+        return image in self._rows
+
+    def bytes_for(self, images: int) -> int:
+        """The size of the features of so many images."""
+        return images * self.row.itemsize
+
+    def read(self, image: str) -> dict[str, np.ndarray]:
+        """The features of an image, by the SHA-256 of its file.
+
+        Raises:
+          KeyError: they are not stored.
+          UserError: they were damaged on disk.
+        """
+        path, mapped = self._rows[image]
+        row = mapped.copy()
+        if _checksum(row, self._names) != row[CHECKSUM]:
+            raise UserError(
+                f"{path} is damaged. Delete it and start again: its images are encoded "
+                "anew, and nothing else is lost."
+            )
+        return {name: row[name] for name in self._names}
+
+    @property
+    def empty(self) -> dict[str, np.ndarray]:
+        """Zeros in the place of an image's features."""
+        row = np.zeros((), self.row)
+        return {name: row[name] for name in self._names}
+
+    def write(self, images: Sequence[str], features: Mapping[str, np.ndarray]) -> None:
+        """Stores the features of several images as one chunk.
+
+        Args:
+          images: SHA-256 of their files.
+          features: arrays with a leading axis of the same length.
+
+        Raises:
+          UserError: the disk is full or does not let us write.
+        """
+        chunk = np.zeros(len(images), self.row)
+        chunk[IMAGE] = images
+        for name in self._names:
+            chunk[name] = features[name]
+        for row in chunk:
+            row[CHECKSUM] = _checksum(row, self._names)
+        # Named by what is in it: a second process that writes the same replaces it.
+        name = hashlib.sha256(chunk[IMAGE].tobytes()).hexdigest()[:16]
+        path = self.folder / f"{name}.npy"
+        unfinished = self.folder / f"{name}.{uuid.uuid4().hex}{UNFINISHED}"
+        try:
+            with unfinished.open("wb") as file:
+                np.save(file, chunk, allow_pickle=False)
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.replace(path)
+        except OSError as error:
+            unfinished.unlink(missing_ok=True)
+            raise UserError(_cannot_write(self.folder, error)) from None
+        self._map(path)
+
+    def make_room(self, images: Collection[str], limit: int) -> None:
+        """Removes what was not used for longest, so that the features of `images` fit.
+
+        Args:
+          images: SHA-256 of all images that are to be read; theirs are kept.
+          limit: size of the whole cache folder in bytes, at least `bytes_for` of them.
+
+        Raises:
+          UserError: the disk is too full all the same.
+        """
+        self.refresh()
+        self._remove_abandoned()
+        used = {self._rows[image][0] for image in images if image in self._rows}
+        for path in used:
+            _touch(path)
+        needed = self.bytes_for(sum(image not in self._rows for image in images))
+        others = [path for path in self._files("*.npy") if path not in used]
+        sizes = {path: size for path in [*others, *used] if (size := _size(path))}
+        total = sum(sizes.values())
+        for path in sorted(others, key=_last_used):
+            if total + needed <= limit:
+                break
+            if _remove(path):
+                total -= sizes.get(path, 0)
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise UserError(
+                f"the features take {gigabytes(needed)} more, but the disk of "
+                f"{self.folder} has {gigabytes(free)} left. Free some, name another "
+                "disk with --config.cache.folder=DIR, or train without them: "
+                "--config.cache.enabled=False."
+            )
+
+    def _remove_abandoned(self) -> None:
+        for path in self._files(f"*{UNFINISHED}"):
+            if time.time() - _last_used(path) > ABANDONED_SECONDS:
+                _remove(path)
+
+    def _files(self, pattern: str) -> list[Path]:
+        """Files of every setting in the cache folder, and nothing else that lies there."""
+        folders = [
+            folder
+            for folder in self.root.iterdir()
+            if FOLDER_NAME.fullmatch(folder.name) and (folder / DESCRIPTION_FILE).is_file()
+        ]
+        return [path for folder in folders for path in folder.glob(pattern)]
+
+
+def image_hashes(records: Iterable[Record], threads: int) -> list[str]:
+    """The SHA-256 of each record's image file; those that are not known are read.
+
+    Raises:
+      UserError: a file cannot be read.
+    """
+    records = list(records)
+
+    def image_hash(record: Record) -> str:
+        if record.sha256 is not None:
+            return record.sha256
+        try:
+            return hashlib.sha256(record.image.read_bytes()).hexdigest()
+        except OSError as error:
+            raise UserError(f"{record.image} cannot be read ({error})") from None
+
+    with ThreadPoolExecutor(threads) as pool:
+        hashes = pool.map(image_hash, records)
+        return list(
+            tqdm(hashes, "comparing images", len(records), leave=False, disable=None)
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class UnchangedImage:
+    """An image file that must still hold what it held when it was hashed."""
+
+    file: ImageFile
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        return self.file.name
+
+    def read_bytes(self) -> bytes:
+        """The encoded image.
+
+        Raises:
+          UserError: it is another one by now.
+        """
+        data = self.file.read_bytes()
+        if hashlib.sha256(data).hexdigest() != self.sha256:
+            raise UserError(f"{self.file} changed while the program ran; start again.")
+        return data
+
+    def __str__(self) -> str:
+        return str(self.file)
+
+
+def _checksum(row: np.void, names: Sequence[str]) -> int:
+    checksum = 0
+    for name in names:
+        checksum = zlib.crc32(np.ascontiguousarray(row[name]).data, checksum)
+    return checksum
+
+
+def _cannot_write(folder: Path, error: OSError) -> str:
+    return (
+        f"features cannot be stored in {folder} ({error.strerror or error}); name another "
+        "folder with --config.cache.folder=DIR, or train without them: "
+        "--config.cache.enabled=False."
+    )
+
+
+def _remove(path: Path) -> bool:
+    """Whether a file is gone; it may be another user's."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        return False
+    return True
+
+
+def _touch(path: Path) -> None:
+    try:
+        os.utime(path)
+    except OSError:
+        pass  # removed meanwhile, or another user's
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _last_used(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

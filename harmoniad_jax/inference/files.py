@@ -1,0 +1,182 @@
+"""From files on disk to predictions on disk."""
+
+import contextlib
+import glob
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from harmoniad_jax.data.folder import is_image
+from harmoniad_jax.data.preprocess import read_image
+from harmoniad_jax.errors import UserError
+from harmoniad_jax.inference.trained_model import Query, TrainedModel
+from harmoniad_jax.inference.writer import (
+    CSV_FILE,
+    OVERLAY_SIDE,
+    PARTIAL_FILE,
+    PredictionWriter,
+)
+from harmoniad_jax.words import in_words
+
+# A path of more bytes is none, on any system.
+LONGEST_PATH = 4096
+
+
+def predict_files(
+    workdir: Path,
+    source: str,
+    output: Path,
+    *,
+    category: str | None = None,
+    false_positive_rate: float | None = None,
+    threshold: float | None = None,
+    maps: str = "png",
+    map_size: str = "image",
+    overlays: bool = True,
+    overwrite: bool = False,
+    encoder: str | None = None,
+) -> int:
+    """Judges image files and writes what `PredictionWriter` writes.
+
+    Args:
+      workdir: folder of a finished run.
+      source: an image file, a folder (with all images below it), or a glob.
+      output: folder to write to.
+      category: product class of all images. If None, that whose name is a folder of an
+        image's path below `source`, if there is one, or the only one of the run.
+      false_positive_rate, threshold: see `TrainedModel.predict`.
+      maps, map_size, overlays, overwrite: see `PredictionWriter`.
+      encoder: where the encoder is, if not where it was in training.
+
+    Returns:
+      The number of files that could not be read.
+
+    Raises:
+      UserError: no images, no trained model, or nowhere to write.
+    """
+    files, base = find_files(source)
+    # What an earlier call wrote into a folder below is no input.
+    files = [file for file in files if not file.resolve().is_relative_to(output.resolve())]
+    if not files:
+        raise UserError(f"--input={source} holds no images but those below --output.")
+    names = [PurePosixPath(file.relative_to(base).as_posix()) for file in files]
+    writer = PredictionWriter(
+        output, maps=maps, map_size=map_size, overlays=overlays, overwrite=overwrite
+    )
+    model = TrainedModel(workdir, encoder=encoder)
+    queries = [
+        Query(file, category or guess_category(name, model.categories))
+        for file, name in zip(files, names, strict=True)
+    ]
+    borrowing = {query.category for query in queries} & set(
+        model.categories_without_threshold
+    )
+    if borrowing:
+        print(
+            f"Of {', '.join(sorted(borrowing))} there was a single training image, so that "
+            "none could be held out: the threshold of all products is taken. More photos "
+            "in training give it one of its own."
+        )
+    unknown = sum(query.category is None for query in queries)
+    # Where no image was held out there are neither categories nor thresholds.
+    if unknown and model.categories and threshold is None:
+        print(
+            f"Of {in_words(unknown, 'image', 'images')} the product is not known, so that "
+            "the threshold of all products is taken, which may find less: put them into "
+            "folders with the products' names, or give --category. There are "
+            f"{', '.join(model.categories)}."
+        )
+    results = model.stream(
+        queries, false_positive_rate=false_positive_rate, threshold=threshold
+    )
+    counts = {True: 0, False: 0, None: 0}
+    unreadable = 0
+    with (
+        _saying_what_is_left(output),
+        writer,
+        tqdm(desc="predicting", total=len(files), unit="image", disable=None) as progress,
+    ):
+        for file, name, result in zip(files, names, results, strict=True):
+            if isinstance(result, UserError):
+                writer.write_error(name, str(result))
+                unreadable += 1
+            else:
+                writer.write(name, result, _shown(file) if overlays else None)
+                counts[result.is_defective] += 1
+            progress.update()
+    if counts[None]:
+        print(
+            "The run held no images out (config.calibration.holdout=0, or a single photo "
+            "of each product), so there is no verdict without --threshold=SCORE, and no "
+            "map but with --maps=npy."
+        )
+    parts = [f"{counts[True]} defective", f"{counts[False]} good"]
+    parts += [f"{counts[None]} without threshold"] if counts[None] else []
+    parts += [f"{unreadable} unreadable"] if unreadable else []
+    judged = in_words(len(files), "image", "images")
+    print(f"{judged}: {', '.join(parts)}; see {output / CSV_FILE}")
+    return unreadable
+
+
+@contextlib.contextmanager
+def _saying_what_is_left(output: Path) -> Iterator[None]:
+    """Tells a user who interrupts where the rows are, and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(
+            f"not finished: what was judged so far is in {output / PARTIAL_FILE}; add "
+            "--overwrite to judge all images anew",
+            file=sys.stderr,
+        )
+        raise
+
+
+def find_files(source: str) -> tuple[list[Path], Path]:
+    """The files that an --input means, sorted, and the folder that they are named from.
+
+    Raises:
+      UserError: there are none.
+    """
+    path = Path(source).expanduser()
+    if len(os.fsencode(source)) > LONGEST_PATH or "\0" in source:
+        files, base = [], path
+    elif path.is_dir():
+        files = [file for file in path.rglob("*") if is_image(file) and file.is_file()]
+        base = path
+    elif path.is_file():
+        files, base = [path], path.parent
+    else:
+        found = glob.glob(str(path), recursive=True)
+        files = [Path(file) for file in found if Path(file).is_file()]
+        base = Path(os.path.commonpath([file.parent for file in files])) if files else path
+    if not files:
+        raise UserError(
+            f"--input={source} is no image file, no folder with images, and no pattern "
+            'that matches any; for example --input=photos or --input="photos/*.png".'
+        )
+    return sorted(files), base
+
+
+def guess_category(name: PurePosixPath, categories: Sequence[str]) -> str | None:
+    """The only category, or that which a folder of the path is called, if just one is."""
+    if len(categories) == 1:
+        return categories[0]
+    folders = "/".join(["", *name.parts[:-1], ""])
+    found = [category for category in categories if f"/{category}/" in folders]
+    return found[0] if len(found) == 1 else None
+
+
+def _shown(file: Path) -> np.ndarray | None:
+    """The image at the size of an overlay, [h, w, 3] uint8; None if it is gone by now."""
+    try:
+        image = Image.fromarray(read_image(file))
+    except UserError:
+        return None
+    image.thumbnail((OVERLAY_SIDE, OVERLAY_SIDE))
+    return np.asarray(image)

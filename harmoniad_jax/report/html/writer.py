@@ -1,0 +1,232 @@
+"""The report of an evaluation: a folder that opens in a browser, without a network.
+
+FOLDER/index.html      the page: table, plots and images of every category
+FOLDER/plots/*.png   its plots for use elsewhere, *.svg as the page shows them
+FOLDER/images/*        its images
+
+Files are numbered in the order of categories and samples; no name of the data set is
+part of a path.
+"""
+
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from PIL import Image
+
+from harmoniad_jax.errors import UserError
+from harmoniad_jax.report import pictures, plots
+from harmoniad_jax.report.content import CategoryContent, Sample
+from harmoniad_jax.report.html.page import GENERATOR, document
+from harmoniad_jax.report.html.section import Bar, Plot, Section, View, category_section
+from harmoniad_jax.report.pictures import ColourScale
+
+INDEX = "index.html"
+# No visible loss on photos and smooth maps, at a third of the bytes of a PNG.
+JPEG = {"quality": 88, "subsampling": "4:4:4", "optimize": True}
+
+
+def write_report(
+    folder: Path,
+    results: Mapping[str, Any],
+    categories: Iterable[CategoryContent],
+    notes: Iterable[str] = (),
+) -> Path:
+    """Writes a report in one call, see `ReportWriter`.
+
+    Args:
+      folder: of the report; an older report there is replaced.
+      results: as in `results.json`; looked at after the last category, so that it may
+        be filled while `categories` is iterated.
+      categories: taken one by one; none is kept.
+      notes: sentences that a reader of the figures must know.
+
+    Returns:
+      The path of its `index.html`.
+    """
+    with ReportWriter(folder) as report:
+        for content in categories:
+            report.add(content)
+            del content  # Before the next one is made: one at a time in memory.
+        return report.finish(results, notes)
+
+
+class ReportWriter:
+    """Writes a report category by category; only text of the earlier ones is kept.
+
+    It grows in a hidden folder beside its own, which takes the name in `finish`: there
+    is a whole report or none. Without `finish`, an older one stays as it was.
+
+        with ReportWriter(workdir / "report") as report:
+            report.add(content)
+            report.finish(results)
+
+    Raises:
+      UserError: `folder` is there and is not a report.
+    """
+
+    def __init__(self, folder: Path):
+        # A link to a folder keeps its place; the folder it points to is replaced.
+        self._folder = folder.resolve()
+        self._partial = self._folder.with_name(f".{self._folder.name}.partial")
+        self._sections: list[Section] = []
+        _check_replaceable(self._folder)
+
+    def __enter__(self) -> Self:
+        # What a killed run has left is in the way.
+        shutil.rmtree(self._partial, ignore_errors=True)
+        for name in ("plots", "images"):
+            (self._partial / name).mkdir(parents=True)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        shutil.rmtree(self._partial, ignore_errors=True)
+
+    def add(self, content: CategoryContent) -> None:
+        """Writes the plots and images of a category."""
+        number = f"{len(self._sections) + 1:03d}"
+        plots = self._write_plots(content, number)
+        bars, views = self._write_samples(content, number)
+        section = category_section(content, f"class-{number}", plots, bars, views)
+        self._sections.append(section)
+
+    def finish(self, results: Mapping[str, Any], notes: Iterable[str] = ()) -> Path:
+        """Writes the page, and puts the report in its place; see `write_report`."""
+        page = document(results, self._sections, notes)
+        (self._partial / INDEX).write_text(page, encoding="utf-8")
+        _check_replaceable(self._folder)
+        if self._folder.exists():
+            old = self._folder.with_name(f".{self._folder.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            self._folder.rename(old)
+            self._partial.rename(self._folder)
+            shutil.rmtree(old)
+        else:
+            self._partial.rename(self._folder)
+        return self._folder / INDEX
+
+    def _write_plots(self, content: CategoryContent, number: str) -> list[Plot]:
+        labels = np.asarray(content.image_labels, dtype=bool)
+        scores = np.asarray(content.image_scores)
+        written = []
+
+        def add(name: str, title: str, figure: str | None, plot: plots.Figure) -> None:
+            stem = f"plots/{number}-{name}"
+            plots.save_plot(plot, self._partial / stem)
+            written.append(Plot(title, figure, stem))
+
+        if len(scores):
+            plot = plots.score_histogram(scores, labels, content.threshold)
+            add("scores", "Image scores", None, plot)
+        curves = {name: xy for name, xy in content.curves.items() if len(xy[0])}
+        if "roc" in curves:
+            add("roc", "ROC", "image_auroc", plots.roc_curve(*curves["roc"]))
+        if "precision_recall" in curves:
+            plot = plots.precision_recall_curve(
+                *curves["precision_recall"], float(labels.mean())
+            )
+            add("precision-recall", "Precision–recall", "image_ap", plot)
+        if "pro" in curves:
+            plot = plots.pro_curve(*curves["pro"])
+            add("pro", "Region overlap", "pixel_aupro", plot)
+        return written
+
+    def _write_samples(
+        self, content: CategoryContent, number: str
+    ) -> tuple[list[Bar], list[list[View]]]:
+        """The colour bars and, for each sample, the views of a category."""
+        samples = content.samples
+        if not samples:
+            return [], []
+        scale = pictures.colour_scale(
+            (sample.anomaly_map for sample in samples), content.map_threshold
+        )
+        # In the order in which the samples name them, each once.
+        branches = list(dict.fromkeys(n for sample in samples for n in sample.branch_maps))
+        branch_scales = {
+            name: pictures.colour_scale(
+                sample.branch_maps[name] for sample in samples if name in sample.branch_maps
+            )
+            for name in branches
+        }
+        bars = []
+        heat = "Anomaly maps"
+        if content.map_threshold is not None:
+            heat += "; outlined above the line"
+        for title, bar_scale, threshold in (
+            (heat, scale, content.map_threshold),
+            *((_branch(name), branch_scales[name], None) for name in branches),
+        ):
+            stem = f"plots/{number}-colours-{len(bars)}"
+            bar = plots.colour_bar(bar_scale, threshold)
+            plots.save_plot(bar, self._partial / stem)
+            bars.append(Bar(title, stem))
+        views = [
+            self._write_views(
+                sample, content.map_threshold, scale, branch_scales, f"{number}-{place:02d}"
+            )
+            for place, sample in enumerate(samples, start=1)
+        ]
+        return bars, views
+
+    def _write_views(
+        self,
+        sample: Sample,
+        threshold: float | None,
+        scale: ColourScale,
+        branch_scales: Mapping[str, ColourScale],
+        number: str,
+    ) -> list[View]:
+        def view(title: str, name: str, picture: np.ndarray) -> View:
+            file = f"images/{number}-{name}.jpg"
+            Image.fromarray(picture).save(self._partial / file, **JPEG)
+            return View(title, file)
+
+        image, heat = sample.image, sample.anomaly_map
+        if sample.mask is None:
+            truth = View("Ground truth", None, "no mask")
+        elif not sample.mask.any():
+            truth = View("Ground truth", None, "no defect")
+        else:
+            picture = pictures.truth_overlay(image, sample.mask)
+            truth = view("Ground truth", "truth", picture)
+        views = [
+            view("Image", "image", image),
+            truth,
+            view("Anomaly map", "map", pictures.heat_map(heat, scale)),
+            view("Overlay", "overlay", pictures.overlay(image, heat, scale, threshold)),
+        ]
+        for place, (name, branch_scale) in enumerate(branch_scales.items()):
+            if name in sample.branch_maps:
+                values = pictures.resize(sample.branch_maps[name], image.shape[:2])
+                picture = pictures.heat_map(values, branch_scale)
+                views.append(view(_branch(name), f"branch-{place}", picture))
+        return views
+
+
+def _branch(name: str) -> str:
+    return f"{name[:1].upper()}{name[1:]} branch"
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Refuses a folder that somebody keeps other things in."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    try:
+        with (folder / INDEX).open(encoding="utf-8", errors="replace") as index:
+            if GENERATOR in index.read(2000):
+                return
+    except OSError:
+        pass
+    raise UserError(
+        f"report folder: received {folder}, which is there and is not a report; allowed "
+        "a new or empty folder, or an older report: move it away or choose another one"
+    )

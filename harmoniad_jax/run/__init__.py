@@ -1,0 +1,1 @@
+"""What a run is made of: its settings checked, its images, its parts, its identity."""

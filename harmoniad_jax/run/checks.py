@@ -1,0 +1,268 @@
+"""Whether settings make sense: every mistake in words, before anything heavy starts.
+
+Each function returns the mistakes it finds; `config.raise_problems` reports them at once.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+from harmoniad_jax.config import Config
+from harmoniad_jax.data.preprocess import MASK_RULES
+from harmoniad_jax.devices.mesh import mesh_shape
+from harmoniad_jax.fields import flatten
+from harmoniad_jax.model.encoders.attention import ATTENTIONS
+from harmoniad_jax.model.encoders.encoder import RECENTRINGS, EncoderDescription
+from harmoniad_jax.model.harmoniad import VARIANTS
+from harmoniad_jax.model.layers import DROPOUT_PLACES
+from harmoniad_jax.model.split import GATES
+from tfds_builders import BUILDERS
+from tfds_builders.prepare import missing_data
+
+DTYPES = ("auto", "float32", "bfloat16")
+SOURCES = ("folder", "demo", *BUILDERS)
+CACHE_DTYPES = ("float16", "float32")
+ON_DEVICE = ("auto", "always", "never")
+
+CHOICES = {
+    "cache.dtype": CACHE_DTYPES,
+    "encoder.attention": ATTENTIONS,
+    "encoder.dtype": DTYPES,
+    "encoder.recentre": RECENTRINGS,
+    "model.dropout_place": DROPOUT_PLACES,
+    "model.variant": tuple(VARIANTS),
+    "cache.on_device": ON_DEVICE,
+    "model.gate": GATES,
+    "evaluation.mask_rule": MASK_RULES,
+}
+AT_LEAST_ONE = (
+    "encoder.untrained.width",
+    "encoder.untrained.depth",
+    "encoder.untrained.heads",
+    "encoder.untrained.patch",
+    "train.num_steps",
+    "train.log_every_steps",
+    "train.checkpoint_every_steps",
+    "train.keep_checkpoints",
+    "train.micro_batches",
+    "train.max_skipped_steps",
+    "train.steps_per_call",
+    "train.batch_size",
+    "sharding.model",
+    "evaluation.batch_size",
+    "evaluation.map_side",
+    "evaluation.calibration_images",
+)
+NOT_NEGATIVE = (
+    "data.threads",
+    "encoder.untrained.seed",
+    "train.seed",
+    "train.keep_every_steps",
+    "sharding.data",
+    "loss.high_weight",
+    "loss.low_weight",
+    "loss.easy_steps",
+    "loss.easy_gradient",
+    "optimizer.final_learning_rate",
+    "optimizer.warmup_steps",
+    "optimizer.weight_decay",
+    "evaluation.smoothing_sigma",
+    "evaluation.fused_weight",
+    "evaluation.high_weight",
+    "evaluation.low_weight",
+)
+SHARES = ("evaluation.top_share", "evaluation.map_decay", "evaluation.score_decay")
+POSITIVE = (
+    "cache.max_gigabytes",
+    "optimizer.learning_rate",
+    "model.softness",
+    "optimizer.epsilon",
+    "optimizer.update_clip",
+    "optimizer.gradient_clip",
+    "calibration.false_positive_rate",
+    "calibration.pixel_false_positive_rate",
+)
+BELOW_ONE = (
+    "calibration.false_positive_rate",
+    "calibration.pixel_false_positive_rate",
+    "calibration.holdout",
+    "model.dropout",
+    "loss.easy_share",
+    "optimizer.b1",
+    "optimizer.b2",
+)
+
+
+def config_problems(
+    config: Config, description: EncoderDescription, num_devices: int | None
+) -> list[str]:
+    """Everything that is wrong with a config whose automatic settings are filled in."""
+    return [
+        *setting_problems(config, num_devices),
+        *encoder_problems(config, description),
+    ]
+
+
+def data_problems(config: Config) -> list[str]:
+    """What is wrong with where the images are said to be, on this machine."""
+    data = config.data
+    problems = []
+    if "folder" in data.sources and data.root and not Path(data.root).expanduser().is_dir():
+        problems.append(
+            f"data.root={data.root!r} is not a folder; expected one that holds "
+            "CATEGORY/train/good/ with images"
+        )
+    named = {category.partition("/")[0] for category in data.categories}
+    for name in data.sources:
+        # Of several sources, those that no chosen category comes from are not opened.
+        chosen = len(data.sources) == 1 or not named or name in named
+        if name in BUILDERS and chosen:
+            problem = missing_data(name, data.manual_dir, data.data_dir)
+            if problem:
+                problems.append(
+                    f"{problem} If they are elsewhere: --config.data.manual_dir=DIR"
+                )
+    return problems
+
+
+def setting_problems(config: Config, num_devices: int | None) -> list[str]:
+    """What is wrong with settings that can be judged without the encoder.
+
+    Args:
+      config: all settings.
+      num_devices: that are to train; None where nothing is trained.
+    """
+    values = flatten(config.to_dict())
+    problems: dict[str, str] = {}
+
+    def check(ok: bool, name: str, allowed: str) -> None:
+        if not ok:
+            # One mistake a setting: the first says most.
+            problems.setdefault(name, _problem(name, values[name], allowed))
+
+    for name, allowed in CHOICES.items():
+        check(values[name] in allowed, name, f"allowed are {', '.join(allowed)}")
+    for name in AT_LEAST_ONE:
+        check(values[name] >= 1, name, "it must be at least 1")
+    for name in NOT_NEGATIVE:
+        check(values[name] >= 0, name, "it must not be negative")
+    for name in POSITIVE:
+        check(values[name] > 0, name, "it must be greater than 0")
+    for name in SHARES:
+        check(0 <= values[name] <= 1, name, "it must be a share between 0 and 1")
+    for name in BELOW_ONE:
+        check(0 <= values[name] < 1, name, "it must be a share between 0 and 1")
+    if num_devices is not None:
+        _check_devices(config, num_devices, check)
+    check(
+        0 < values["model.cutoff"] < 1, "model.cutoff", "it must be a share between 0 and 1"
+    )
+    check(
+        not (config.model.gate == "ideal" and config.model.learnable_gate),
+        "model.gate",
+        "the ideal gate has no gradient: set model.learnable_gate=False with it",
+    )
+    untrained = config.encoder.untrained
+    check(
+        untrained.heads < 1 or untrained.width % untrained.heads == 0,
+        "encoder.untrained.heads",
+        f"it must divide encoder.untrained.width, {untrained.width}",
+    )
+    maps = VARIANTS.get(config.model.variant, ())
+    if len(maps) > 1 and not any(values[f"evaluation.{name}_weight"] for name in maps):
+        problems["evaluation"] = "config.evaluation gives every map the weight 0; set one"
+    for name, value in values.items():
+        if isinstance(value, float):
+            check(math.isfinite(value), name, "it must be a finite number")
+    sources = config.data.sources
+    check(
+        bool(sources) and sorted(set(sources) & set(SOURCES)) == sorted(sources),
+        "data.sources",
+        f"name each source once; allowed are {', '.join(SOURCES)}",
+    )
+    check(
+        "folder" not in sources or bool(config.data.root),
+        "data.root",
+        "give the folder that holds the categories",
+    )
+    return list(problems.values())
+
+
+def _check_devices(
+    config: Config, num_devices: int, check: Callable[[bool, str, str], None]
+) -> None:
+    """Whether mesh and batch fit the devices."""
+    sharding, parts = config.sharding, max(config.train.micro_batches, 1)
+    used = num_devices
+    if sharding.data >= 0 and sharding.model >= 1:
+        data, model = mesh_shape(sharding, num_devices)
+        used = data * model
+        # All of them, unless fewer were asked for. Several processes must use all: one
+        # whose devices are in no mesh would wait for nothing.
+        fewer = sharding.data > 0 and jax.process_count() == 1
+        check(
+            used == num_devices or (fewer and used < num_devices),
+            "sharding.data" if sharding.data else "sharding.model",
+            f"a mesh of {data} x {model} devices does not fit the {num_devices} that are "
+            "there",
+        )
+    check(
+        config.train.batch_size % (used * parts) == 0,
+        "train.batch_size",
+        f"it must be a multiple of the number of devices, {used}"
+        + (f", times train.micro_batches, {parts}" if parts > 1 else ""),
+    )
+
+
+def encoder_problems(config: Config, description: EncoderDescription) -> list[str]:
+    """What does not fit the encoder, in a config whose automatic settings are filled."""
+    values = flatten(config.to_dict())
+    problems = []
+
+    def check(ok: bool, name: str, allowed: str) -> None:
+        if not ok:
+            problems.append(_problem(name, values[name], allowed))
+
+    patch, side = description.patch, config.data.image_side
+    check(
+        side >= 2 * patch and side % patch == 0,
+        "data.image_side",
+        f"it must be a multiple of the encoder's patch, {patch}, for example "
+        f"{max(round(side / patch), 2) * patch}",
+    )
+    taps = config.encoder.taps
+    check(
+        all(1 <= tap <= description.depth for tap in taps),
+        "encoder.taps",
+        f"the encoder has blocks 1 to {description.depth}",
+    )
+    check(
+        list(taps) == sorted(set(taps)),
+        "encoder.taps",
+        "list each block once, from shallow to deep",
+    )
+    groups = config.encoder.groups
+    check(
+        1 <= groups <= len(taps),
+        "encoder.groups",
+        f"it must be between 1 and the number of taps, {len(taps)}",
+    )
+    for name in ("model.high_depth", "model.low_depth", "model.plain_depth"):
+        check(
+            groups < 1 or (values[name] >= groups and values[name] % groups == 0),
+            name,
+            f"it must be a multiple of encoder.groups, {groups}",
+        )
+    head_width = config.model.head_width
+    check(
+        head_width >= 1 and description.width % head_width == 0,
+        "model.head_width",
+        f"it must divide the encoder's width, {description.width}",
+    )
+    return problems
+
+
+def _problem(name: str, value: object, allowed: str) -> str:
+    return f"config.{name} is {value!r}; {allowed}"

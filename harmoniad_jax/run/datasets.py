@@ -1,0 +1,81 @@
+"""From the settings to the images of a run: found, drawn or prepared."""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from harmoniad_jax.config import Config, DataConfig
+from harmoniad_jax.data import synthetic
+from harmoniad_jax.data.folder import folder_dataset
+from harmoniad_jax.data.prepared import prepared_dataset
+from harmoniad_jax.data.records import Dataset, check_categories, join
+from harmoniad_jax.errors import UserError
+from harmoniad_jax.folders import cache_folder
+from tfds_builders.prepare import manual_folder, prepare
+
+logger = logging.getLogger(__name__)
+
+
+def open_dataset(config: Config) -> Dataset:
+    """Lists the configured images; draws the demo and prepares public data sets first.
+
+    Raises:
+      UserError: nothing there, or something wrong with it.
+    """
+    data = config.data
+    if len(data.sources) == 1:
+        return _open(data.sources[0], data, data.categories)
+    wanted: dict[str, list[str]] = {source: [] for source in data.sources}
+    for name in data.categories:
+        source, slash, category = name.partition("/")
+        if not slash or source not in wanted:
+            raise UserError(
+                f"data.categories names {name!r}; with several sources a category is "
+                f"called SOURCE/CATEGORY, and the sources are {', '.join(wanted)}."
+            )
+        wanted[source].append(category)
+    return join(
+        {
+            source: _open(source, data, names)
+            for source, names in wanted.items()
+            if names or not data.categories
+        }
+    )
+
+
+def _open(source: str, data: DataConfig, categories: Sequence[str]) -> Dataset:
+    """One source, with its own names of the categories."""
+    if source == "folder":
+        return folder_dataset(Path(data.root).expanduser(), categories)
+    if source == "demo":
+        return folder_dataset(_draw_demo(data), categories)
+    dataset = prepared_dataset(prepare(source, data.manual_dir, data.data_dir))
+    check_categories(
+        categories,
+        dataset.categories,
+        f"the prepared {source}",
+        f"To add more, put them into {manual_folder(data.manual_dir, data.data_dir)} and "
+        f"run python -m tfds_builders.prepare {source} --overwrite.",
+    )
+    return dataset.select(categories) if categories else dataset
+
+
+def _draw_demo(data: DataConfig) -> Path:
+    """The demo's folder, drawn if it is not there yet."""
+    root = Path(data.root).expanduser()
+    root = root if data.root else cache_folder() / f"demo-{drawing_version()}"
+    logger.info("demo images are in %s", root)
+    try:
+        synthetic.write_demo_dataset(root)
+    except OSError as error:
+        raise UserError(
+            f"the demo images cannot be written ({error}); give another folder with "
+            "--config.data.root=FOLDER."
+        ) from None
+    return root
+
+
+def drawing_version() -> str:
+    """Eight digits that change with the program that draws the demo."""
+    return hashlib.sha256(Path(synthetic.__file__).read_bytes()).hexdigest()[:8]

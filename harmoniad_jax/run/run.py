@@ -1,0 +1,197 @@
+"""From a config to the parts of a run: settings checked, data listed, encoder loaded.
+
+Everything that can be wrong is found here, cheapest first, before anything heavy starts.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from harmoniad_jax.config import Config, raise_problems
+from harmoniad_jax.data.records import Dataset
+from harmoniad_jax.devices.mesh import (
+    abstract_on,
+    make_mesh,
+    place,
+    replicate,
+    shardings_of,
+    split_over_model,
+)
+from harmoniad_jax.devices.processes import available_cores, main_first, together
+from harmoniad_jax.errors import UserError
+from harmoniad_jax.model.encoders.encoder import (
+    Encoder,
+    EncoderDescription,
+    describe_encoder,
+    describe_untrained_clip,
+    load_encoder,
+)
+from harmoniad_jax.model.harmoniad import HarmoniAD
+from harmoniad_jax.run.checks import (
+    config_problems,
+    data_problems,
+    setting_problems,
+)
+from harmoniad_jax.run.datasets import open_dataset
+from harmoniad_jax.steps.optimizer import make_optimizer
+from harmoniad_jax.steps.state import TrainState, create_state
+from harmoniad_jax.steps.step import Steps
+
+UNTRAINED = "untrained"
+UNTRAINED_IMAGE_SIDE = 128
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """The parts of a run that its two entry points, training and evaluation, share."""
+
+    config: Config  # resolved: nothing in it is automatic any more
+    dataset: Dataset | None  # None: a run of shapes alone
+    mesh: Mesh
+    encoder: Encoder
+    steps: Steps
+
+    @property
+    def evaluation_batch_size(self) -> int:
+        """Images per step of evaluation: as configured, for every device equally many."""
+        return -(-self.config.evaluation.batch_size // self.mesh.size) * self.mesh.size
+
+    def initial_state(self) -> TrainState:
+        """Draws the state before the first step; traceable."""
+        return create_state(
+            self.steps.model,
+            self.steps.optimizer,
+            self.encoder.feature_shapes(1),
+            self.config.train.seed,
+        )
+
+    def abstract_state(self) -> TrainState:
+        """Shapes, dtypes and shardings of the state."""
+        shapes = jax.eval_shape(self.initial_state)
+        return abstract_on(split_over_model(self.mesh, shapes), shapes)
+
+    def new_state(self) -> TrainState:
+        """The state before the first step, on all devices of the mesh."""
+        shardings = shardings_of(self.abstract_state())
+        return jax.jit(self.initial_state, out_shardings=shardings)()
+
+    def place_encoder(self) -> Any:
+        """The encoder's weights on all devices of the mesh."""
+        params = self.encoder.params
+        if self.config.sharding.encoder:
+            return place(split_over_model(self.mesh, params), params)
+        return replicate(self.mesh, params)
+
+
+def prepare_run(
+    config: Config, dataset: Dataset | None = None, *, for_training: bool = False
+) -> Run:
+    """Checks the settings, lists the data and loads the encoder.
+
+    Args:
+      config: of the run.
+      dataset: taken instead of the configured images, which need not be there then.
+      for_training: whether its batch and its mesh must fit these devices; else all
+        devices there are do the same.
+
+    Raises:
+      UserError: bad settings (all of them at once), bad data, or a bad encoder.
+    """
+    config, description = together(
+        lambda: resolve_config(config, with_data=dataset is None, for_training=for_training)
+    )
+    if dataset is None:
+        dataset = main_first(lambda: open_dataset(config))
+        dataset = dataset.hold_out(config.calibration.holdout)
+    encoder = load_encoder(
+        description,
+        image_side=config.data.image_side,
+        taps=config.encoder.taps,
+        groups=config.encoder.groups,
+        dtype=jnp.dtype(config.encoder.dtype),
+        attention=config.encoder.attention,
+        recentre=config.encoder.recentre,
+        seed=config.encoder.untrained.seed,
+    )
+    mesh = make_mesh(config.sharding if for_training else None)
+    return assemble(config, dataset, encoder, mesh)
+
+
+def assemble(config: Config, dataset: Dataset | None, encoder: Encoder, mesh: Mesh) -> Run:
+    """Puts a run together.
+
+    Args:
+      config: resolved.
+      dataset: None for a run of which no more than shapes is asked.
+      encoder: its weights may be shapes too, then.
+      mesh: of the run.
+    """
+    steps = Steps(
+        encoder=encoder,
+        model=HarmoniAD(
+            **dataclasses.asdict(config.model), remat=config.train.remat, mesh=mesh
+        ),
+        optimizer=make_optimizer(config.optimizer, config.train.num_steps),
+        loss=config.loss,
+        evaluation=config.evaluation,
+        micro_batches=config.train.micro_batches,
+        check_numerics=config.train.check_numerics,
+    )
+    return Run(config, dataset, mesh, encoder, steps)
+
+
+def resolve_config(
+    config: Config, *, with_data: bool = True, for_training: bool = True
+) -> tuple[Config, EncoderDescription]:
+    """Fills in the automatic settings and checks all of them, and whether data are there.
+
+    Raises:
+      UserError: listing every mistake.
+    """
+    # Cheapest first: the encoder may have to be asked for over the network.
+    num_devices = jax.device_count() if for_training else None
+    missing_data = data_problems(config) if with_data else []
+    problems = setting_problems(config, num_devices)
+    if missing_data or any("encoder.untrained" in problem for problem in problems):
+        raise_problems(missing_data + problems)
+    try:
+        description = describe(config)
+    except UserError as error:
+        raise UserError("; ".join([*problems, str(error)])) from None
+    encoder = dataclasses.replace(
+        config.encoder,
+        taps=config.encoder.taps or description.default_taps,
+        dtype="float32"
+        if config.train.check_numerics
+        else resolve_dtype(config.encoder.dtype),
+    )
+    data = dataclasses.replace(
+        config.data,
+        image_side=config.data.image_side or description.default_image_side,
+        threads=config.data.threads or available_cores(),
+    )
+    config = dataclasses.replace(config, encoder=encoder, data=data)
+    raise_problems(config_problems(config, description, num_devices))
+    return config, description
+
+
+def describe(config: Config) -> EncoderDescription:
+    """The configured encoder, before its weights are read."""
+    if config.encoder.name != UNTRAINED:
+        return describe_encoder(config.encoder.name)
+    architecture = dataclasses.asdict(config.encoder.untrained)
+    del architecture["seed"]
+    return describe_untrained_clip(
+        **architecture,
+        image_side=config.data.image_side or UNTRAINED_IMAGE_SIDE,
+    )
+
+
+def resolve_dtype(dtype: str) -> str:
+    """bfloat16 where the hardware multiplies it fast."""
+    if dtype != "auto":
+        return dtype
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"

@@ -1,0 +1,1 @@
+"""The pure functions of a run, and the state that they change."""

@@ -1,0 +1,111 @@
+"""What training reads: images, or the features that each of them was encoded into once."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import grain
+import jax
+import numpy as np
+
+from harmoniad_jax.data.pipeline import image_loader, training_order
+from harmoniad_jax.data.records import Record
+from harmoniad_jax.devices.mesh import replicate
+from harmoniad_jax.devices.processes import all_agree
+from harmoniad_jax.errors import UserError
+from harmoniad_jax.features.encode import hashed, stored_features
+from harmoniad_jax.features.store import FeatureCache
+from harmoniad_jax.model.encoders.encoder import Features
+from harmoniad_jax.run.run import Run
+from harmoniad_jax.words import gigabytes
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingData(NamedTuple):
+    """The order of a run's images, and what is read of each.
+
+    Attributes:
+      order: endless, of records.
+      load: gives an image [S, S, 3] uint8, the arrays of `Features` by name, or a row of
+        `table`.
+      is_encoded: whether it gives features.
+      table: `Features` of all images, on every device; None: they are read as needed.
+    """
+
+    order: grain.MapDataset
+    load: Callable[[Record], Any]
+    is_encoded: bool
+    table: Features | None = None
+
+
+def training_data(run: Run, encoder_params: Any) -> TrainingData:
+    """The data of a run; encodes what is not in the feature cache yet.
+
+    Args:
+      run: the parts of the run.
+      encoder_params: the encoder's weights on all devices.
+
+    Raises:
+      UserError: the cache cannot be written, or an image cannot be read.
+    """
+    records = run.dataset.train
+    if run.config.cache.enabled:
+        records = hashed(run, records)
+        order = _order(run, records)
+        images = _visited(run, order, records)
+        cache = stored_features(run, encoder_params, images)
+        if cache is not None:
+            if _fits_on_device(run, cache.bytes_for(len(images))):
+                rows = {image: np.int32(row) for row, image in enumerate(images)}
+                table = _load_on_device(run, cache, list(images))
+                return TrainingData(order, lambda r: rows[r.sha256], True, table)
+            return TrainingData(order, lambda record: cache.read(record.sha256), True)
+    return TrainingData(_order(run, records), image_loader(run.encoder.image_side), False)
+
+
+def _order(run: Run, records: Sequence[Record]) -> grain.MapDataset:
+    return training_order(
+        records,
+        seed=run.config.train.seed,
+        class_balanced=run.config.data.class_balanced,
+    )
+
+
+def _visited(
+    run: Run, order: grain.MapDataset, records: Sequence[Record]
+) -> dict[str, Record]:
+    """The images that the run reads, by hash: not all, if it is shorter than an epoch."""
+    reads = run.config.train.num_steps * run.config.train.batch_size
+    visited = records if reads >= len(records) else [order[i] for i in range(reads)]
+    return {record.sha256: record for record in visited}
+
+
+def _fits_on_device(run: Run, size: int) -> bool:
+    """Whether features of `size` bytes are to be kept in the memory of every device."""
+    wanted = run.config.cache.on_device
+    if wanted == "never":
+        return False
+    statistics = [device.memory_stats() or {} for device in jax.local_devices()]
+    free = min(s.get("bytes_limit", 0) - s.get("bytes_in_use", 0) for s in statistics)
+    if wanted == "always":
+        if 0 < free < size:
+            raise UserError(
+                f"config.cache.on_device is 'always', but the features take "
+                f"{gigabytes(size)} and a device has {gigabytes(free)} free; take 'auto'."
+            )
+        return True
+    # On CPU the device's memory is the host's: nothing would be won.
+    fits = jax.default_backend() != "cpu" and size <= free / 2
+    return all_agree(fits)
+
+
+def _load_on_device(run: Run, cache: FeatureCache, images: Sequence[str]) -> Features:
+    """`Features` of N images in the cache's dtype, in their order, on every device."""
+    logger.info("loading %s to every device", gigabytes(cache.bytes_for(len(images))))
+    shapes = run.encoder.feature_shapes(len(images))
+    table = jax.tree.map(lambda s: np.empty(s.shape, run.config.cache.dtype), shapes)
+    for row, image in enumerate(images):
+        for name, values in cache.read(image).items():
+            getattr(table, name)[row] = values
+    return replicate(run.mesh, table)

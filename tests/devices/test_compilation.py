@@ -1,0 +1,109 @@
+"""Compiling ahead of time, and keeping what was compiled."""
+
+import dataclasses
+import logging
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from harmoniad_jax.config import with_settings
+from harmoniad_jax.devices.compilation import compile_ahead, flops, gigaflops
+from harmoniad_jax.run.run import prepare_run
+
+ROOT = Path(__file__).parents[2]
+
+PROGRAM = """
+import jax, jax.numpy as jnp
+from harmoniad_jax.devices.compilation import enable_compilation_cache
+
+enable_compilation_cache()
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+print(jax.config.jax_compilation_cache_dir)
+print(float(jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((5, 5)))[0, 0]))
+"""
+
+
+def compute(home: Path, **environment: str) -> tuple[str, str, str]:
+    """The cache's folder and a result of a program of its own, and what it warned of."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        cwd=ROOT,
+        env={**kept, "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(home), **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    return *done.stdout.split(), done.stderr
+
+
+def test_what_was_compiled_is_kept_in_the_users_cache(tmp_path):
+    folder, result, _ = compute(tmp_path)
+    assert Path(folder).parent == tmp_path / "harmoniad_jax" / "compiled"
+    entries = list(Path(folder).iterdir())
+    assert entries
+    # What a killed process left of an entry is passed over, and said.
+    for entry in entries:
+        entry.write_bytes(entry.read_bytes()[: entry.stat().st_size // 2])
+    again, same, warnings = compute(tmp_path)
+    assert (again, same) == (folder, result)
+    assert "cache" in warnings
+
+
+def test_jaxs_own_setting_has_precedence(tmp_path):
+    elsewhere = str(tmp_path / "elsewhere")
+    folder, _, _ = compute(tmp_path / "home", JAX_COMPILATION_CACHE_DIR=elsewhere)
+    assert folder == elsewhere
+    assert not (tmp_path / "home").exists()
+
+
+@pytest.fixture
+def log(listen):
+    return listen(logging.INFO)
+
+
+def test_time_and_memory_of_a_compiled_function_are_told(log):
+    side = 512
+    matrix = jax.ShapeDtypeStruct((side, side), jnp.float32)
+    compiled = compile_ahead("the product", jax.jit(lambda a: (a @ a).sum()), matrix)
+    assert compiled(jnp.ones((side, side))) == side**3
+    (line,) = log()
+    found = re.fullmatch(
+        r"compiled the product in \d+\.\d s; on each device (\d+\.\d\d) GB: "
+        r"arguments (\d+\.\d\d) GB, working memory (\d+\.\d\d) GB",
+        line,
+    )
+    assert found
+
+
+def test_operations_are_counted():
+    matrix = jax.ShapeDtypeStruct((1000, 1000), jnp.float32)
+    assert gigaflops(lambda a: a @ a, matrix) == "2.0 GFLOP"
+
+
+@pytest.mark.parametrize("attention", ["library", "fused"])
+def test_operations_of_a_run_are_counted_apart_from_its_devices(tiny_config, attention):
+    """Another backend counts than the one that trains: no device may be named."""
+    changes = {"train.batch_size": 16, "encoder.attention": attention}
+    run = prepare_run(with_settings(tiny_config, changes), for_training=True)
+    parts = dataclasses.replace(run.steps, micro_batches=2)
+    assert run.mesh.size > 1
+    features = run.encoder.feature_shapes(16)
+    images = jax.ShapeDtypeStruct((16, *2 * [run.encoder.image_side], 3), np.uint8)
+    lowered = jax.jit(parts.counted.train_step).lower(
+        jax.eval_shape(run.initial_state), run.encoder.params, images
+    )
+    assert "mhlo.num_partitions = 1 " in lowered.as_text()
+    # On the run's own devices it is another program. Parts count the same.
+    on_mesh = jax.jit(run.steps.update).lower(run.abstract_state(), features)
+    assert f"mhlo.num_partitions = {run.mesh.size} " in on_mesh.as_text()
+    whole = flops(run.steps.counted.update, run.abstract_state(), features)
+    assert whole == flops(parts.counted.update, run.abstract_state(), features)
