@@ -1,4 +1,7 @@
-"""Every setting of a run: its meaning, its default, and what is allowed.
+"""Every setting of a run: its meaning, its default, what is allowed, what it touches.
+
+A new setting is one edit: its line here. What may change when a run is continued, the key
+of the feature cache and whether thresholds still hold follow from what it touches.
 
 A config file returns a `ConfigDict` of these defaults with its own changes, the command
 line overrides single fields, and `parse_config` turns the result into the frozen
@@ -17,7 +20,17 @@ from typing import Any
 import ml_collections
 
 from harmoniad_jax.errors import UserError
-from harmoniad_jax.fields import convert, field_types, type_name
+from harmoniad_jax.fields import (
+    FEATURES,
+    LEARNING,
+    NOTHING,
+    SCORES,
+    Removed,
+    convert,
+    field_types,
+    setting,
+    type_name,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,27 +40,27 @@ class DataConfig:
     # Where they come from: "folder" (a folder in the MVTec layout), "demo" (procedural
     # images, drawn once), or a public data set: "mvtec_ad", "visa", "btad". Several are
     # joined, and their categories are then called SOURCE/CATEGORY.
-    sources: tuple[str, ...] = ("folder",)
+    sources: tuple[str, ...] = setting(("folder",), touches=LEARNING)
     # The folder that holds the categories; for "demo", the folder to draw them in (empty:
     # the user's cache folder).
-    root: str = ""
+    root: str = setting("", touches=NOTHING)
     # Where prepared public data sets are; empty: TFDS's own, ~/tensorflow_datasets.
-    data_dir: str = ""
+    data_dir: str = setting("", touches=NOTHING)
     # Where what was downloaded by hand is, to prepare them from; empty: downloads/manual
     # of `data_dir`.
-    manual_dir: str = ""
+    manual_dir: str = setting("", touches=NOTHING)
     # The categories to take; all that are there if empty.
-    categories: tuple[str, ...] = ()
+    categories: tuple[str, ...] = setting((), touches=LEARNING)
     # Train on every category equally often, however many images it has.
-    class_balanced: bool = False
+    class_balanced: bool = setting(False, touches=LEARNING)
     # Side S of the encoder's square input in pixels, a multiple of its patch. 0: the side
     # CLIP was trained at, or 16 patches for DINOv2.
-    image_side: int = 0
+    image_side: int = setting(0, touches=FEATURES)
     # Threads that decode and scale images in each process. 0: one for each core.
-    threads: int = 0
+    threads: int = setting(0, at_least=0, touches=NOTHING)
     # Decode every image once before training, so that a damaged one is found at the
     # start and not hours later.
-    check_images: bool = True
+    check_images: bool = setting(True, touches=NOTHING)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +70,11 @@ class UntrainedEncoderConfig:
     It needs no download, and serves the demo and the tests only.
     """
 
-    width: int = 64
-    depth: int = 2
-    heads: int = 2
-    patch: int = 8
-    seed: int = 0
+    width: int = setting(64, at_least=1, touches=LEARNING)
+    depth: int = setting(2, at_least=1, touches=LEARNING)
+    heads: int = setting(2, at_least=1, touches=LEARNING)
+    patch: int = setting(8, at_least=1, touches=LEARNING)
+    seed: int = setting(0, at_least=0, touches=LEARNING)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,21 +84,23 @@ class EncoderConfig:
     # A CLIP or DINOv2 model: a name on the model hub, or a local folder that holds
     # config.json and flax_model.msgpack, model.safetensors or pytorch_model.bin.
     # "untrained": see below.
-    name: str = "openai/clip-vit-large-patch14-336"
+    name: str = setting("openai/clip-vit-large-patch14-336", touches=NOTHING)
     # Blocks to read features from, 1-based, shallow to deep. Empty: eight mid-depth
     # blocks, 3-10 of 12 or every second of 5-19 of 24.
-    taps: tuple[int, ...] = ()
+    taps: tuple[int, ...] = setting((), touches=FEATURES)
     # Number G of feature groups that the taps are averaged into.
-    groups: int = 2
+    groups: int = setting(2, touches=FEATURES)
     # Compute dtype: "float32", "bfloat16", or "auto" for bfloat16 on accelerators and
     # float32 on CPU. Features are float32 either way.
-    dtype: str = "auto"
+    dtype: str = setting("auto", choices=("auto", "float32", "bfloat16"), touches=FEATURES)
     # How attention is computed: "library", as `transformers` does, or "fused", by JAX's
     # own function, which keeps no attention weights in memory and calls cuDNN on a GPU.
-    attention: str = "library"
+    attention: str = setting("library", choices=("library", "fused"), touches=FEATURES)
     # What is subtracted from the patch features of an image: "none", its "class_token", or
     # "image_mean", the mean of its patches.
-    recentre: str = "none"
+    recentre: str = setting(
+        "none", choices=("none", "class_token", "image_mean"), touches=FEATURES
+    )
     untrained: UntrainedEncoderConfig = UntrainedEncoderConfig()
 
 
@@ -96,108 +111,112 @@ class ModelConfig:
     # "harmoniad": both branches. "high", "low": one branch alone, scored on its own
     # band. "plain": no split, one branch of linear-attention blocks with about as many
     # parameters.
-    variant: str = "harmoniad"
+    variant: str = setting(
+        "harmoniad", choices=("harmoniad", "high", "low", "plain"), touches=LEARNING
+    )
     # The gate of the split: "sigmoid", "gaussian", "butterworth" or "ideal".
-    gate: str = "sigmoid"
+    gate: str = setting(
+        "sigmoid", choices=("sigmoid", "gaussian", "butterworth", "ideal"), touches=LEARNING
+    )
     # Cut-off of the split in (0, 1), as a share of the Nyquist frequency.
-    cutoff: float = 0.25
+    cutoff: float = setting(0.25, above=0, below=1, touches=LEARNING)
     # Width of the sigmoid gate's edge, in the same unit.
-    softness: float = 0.05
+    softness: float = setting(0.05, above=0, touches=LEARNING)
     # Train cut-off and softness, per group, from these values on. Long trainings suffer
     # from it (docs/method.md). The ideal gate cannot be trained.
-    learnable_gate: bool = False
+    learnable_gate: bool = setting(False, touches=LEARNING)
     # Extend feature maps by their mirror image before the transform, which else joins
     # opposite borders.
-    mirror: bool = False
+    mirror: bool = setting(False, touches=LEARNING)
     # Number of FSAM blocks, GSCM blocks, and blocks of the plain variant; each a multiple
     # of `encoder.groups`.
-    high_depth: int = 4
-    low_depth: int = 4
-    plain_depth: int = 8
+    high_depth: int = setting(4, touches=LEARNING)
+    low_depth: int = setting(4, touches=LEARNING)
+    plain_depth: int = setting(8, touches=LEARNING)
     # Channels per attention head.
-    head_width: int = 64
+    head_width: int = setting(64, touches=LEARNING)
     # Dropout of the noisy bottlenecks: without it the network learns to copy anomalies.
-    dropout: float = 0.2
+    dropout: float = setting(0.2, at_least=0, below=1, touches=LEARNING)
     # Where it is: after both "layers" of a bottleneck, or on its "input".
-    dropout_place: str = "layers"
+    dropout_place: str = setting("layers", choices=("layers", "input"), touches=LEARNING)
     # Parts of the FSAM block.
-    edge_kernels: bool = True
-    channel_gate: bool = True
-    spatial_gate: bool = True
-    shrinkage: bool = True
+    edge_kernels: bool = setting(True, touches=LEARNING)
+    channel_gate: bool = setting(True, touches=LEARNING)
+    spatial_gate: bool = setting(True, touches=LEARNING)
+    shrinkage: bool = setting(True, touches=LEARNING)
     # Parts of the GSCM path: the pooled context, the encoder's class token (through a
     # noisy bottleneck of its own), and half resolution.
-    global_context: bool = True
-    class_token: bool = True
-    decimate: bool = True
+    global_context: bool = setting(True, touches=LEARNING)
+    class_token: bool = setting(True, touches=LEARNING)
+    decimate: bool = setting(True, touches=LEARNING)
 
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
     """L = hardcos(fused) + high_weight hardcos(high) + low_weight hardcos(low)."""
 
-    high_weight: float = 1.0
-    low_weight: float = 1.0
+    high_weight: float = setting(1.0, at_least=0, touches=LEARNING)
+    low_weight: float = setting(1.0, at_least=0, touches=LEARNING)
     # Scale down the gradient of positions that are already rebuilt well.
-    hard_mining: bool = True
+    hard_mining: bool = setting(True, touches=LEARNING)
     # Share of a batch's positions that count as easy, reached after `easy_steps` steps of
     # linear growth, and the factor on their gradient (Dinomaly).
-    easy_share: float = 0.9
-    easy_steps: int = 1000
-    easy_gradient: float = 0.1
+    easy_share: float = setting(0.9, at_least=0, below=1, touches=LEARNING)
+    easy_steps: int = setting(1000, at_least=0, touches=LEARNING)
+    easy_gradient: float = setting(0.1, at_least=0, touches=LEARNING)
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """StableAdamW with warm-up and cosine decay (the recipe of Dinomaly)."""
 
-    learning_rate: float = 2e-3
-    final_learning_rate: float = 2e-4
+    learning_rate: float = setting(2e-3, above=0, touches=LEARNING)
+    final_learning_rate: float = setting(2e-4, at_least=0, touches=LEARNING)
     # Steps of linear warm-up; at most a third of the run, so that short runs learn too.
-    warmup_steps: int = 100
-    b1: float = 0.9
-    b2: float = 0.999
-    epsilon: float = 1e-10
-    weight_decay: float = 1e-4
+    warmup_steps: int = setting(100, at_least=0, touches=LEARNING)
+    b1: float = setting(0.9, at_least=0, below=1, touches=LEARNING)
+    b2: float = setting(0.999, at_least=0, below=1, touches=LEARNING)
+    epsilon: float = setting(1e-10, above=0, touches=LEARNING)
+    weight_decay: float = setting(1e-4, at_least=0, touches=LEARNING)
     # Divide by the largest second moment so far instead of the current one.
-    amsgrad: bool = True
+    amsgrad: bool = setting(True, touches=LEARNING)
     # Largest root mean square of a tensor's update before its step is scaled down.
-    update_clip: float = 1.0
+    update_clip: float = setting(1.0, above=0, touches=LEARNING)
     # Largest global norm of the gradient.
-    gradient_clip: float = 0.1
+    gradient_clip: float = setting(0.1, above=0, touches=LEARNING)
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """The length and the rhythm of training."""
 
-    num_steps: int = 10_000
+    num_steps: int = setting(10_000, at_least=1, touches=LEARNING)
     # Images per step over all devices, whatever their number, which must divide it.
-    batch_size: int = 16
+    batch_size: int = setting(16, at_least=1, touches=LEARNING)
     # Work through a batch in so many parts, one after the other, if it does not fit into
     # memory. The loss is that of the whole batch: a part's activations are computed
     # again for its gradient, which costs one more forward pass.
-    micro_batches: int = 1
+    micro_batches: int = setting(1, at_least=1, touches=LEARNING)
     # Compute the activations of every block again for its gradient instead of keeping
     # them: less memory, one more forward pass.
-    remat: bool = False
+    remat: bool = setting(False, touches=NOTHING)
     # Seed of the weights, the order of the images and the dropout.
-    seed: int = 0
+    seed: int = setting(0, at_least=0, touches=LEARNING)
     # Steps between two lines of `metrics.jsonl`.
-    log_every_steps: int = 20
-    checkpoint_every_steps: int = 200
+    log_every_steps: int = setting(20, at_least=1, touches=NOTHING)
+    checkpoint_every_steps: int = setting(200, at_least=1, touches=NOTHING)
     # The newest checkpoints that are kept, and besides them those whose step is a
     # multiple of `keep_every_steps`; 0: none.
-    keep_checkpoints: int = 2
-    keep_every_steps: int = 0
+    keep_checkpoints: int = setting(2, at_least=1, touches=NOTHING)
+    keep_every_steps: int = setting(0, at_least=0, touches=NOTHING)
     # A step whose loss or gradient is not finite is skipped: it changes nothing. After
     # so many in a row training stops.
-    max_skipped_steps: int = 10
+    max_skipped_steps: int = setting(10, at_least=1, touches=NOTHING)
     # Find out where numbers break: everything in float32 at full precision, and training
     # stops at the first number that is not finite and says where it arose. Slow.
-    check_numerics: bool = False
+    check_numerics: bool = setting(False, touches=LEARNING)
     # Steps that are dispatched at once where features are in device memory.
-    steps_per_call: int = 10
+    steps_per_call: int = setting(10, at_least=1, touches=NOTHING)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,39 +224,39 @@ class EvaluationConfig:
     """From feature distances to anomaly maps, image scores and figures."""
 
     # Images per step, rounded up to a multiple of the number of devices.
-    batch_size: int = 16
+    batch_size: int = setting(16, at_least=1, touches=NOTHING)
     # Side of anomaly maps and masks in pixels.
-    map_side: int = 256
+    map_side: int = setting(256, at_least=1, touches=SCORES)
     # Standard deviation of the Gaussian that smooths the maps, in their pixels.
-    smoothing_sigma: float = 4.0
+    smoothing_sigma: float = setting(4.0, at_least=0, touches=SCORES)
     # Share of a map's largest pixels whose mean is the image score; 0: the maximum.
-    top_share: float = 0.01
+    top_share: float = setting(0.01, at_least=0, at_most=1, touches=SCORES)
     # Weight of a feature group as a share of that of the next shallower one, in anomaly
     # maps and in image scores: 1 gives all the same, 0 takes the shallowest alone. The
     # shallow features say where a defect is, the deep ones whether there is one
     # (docs/method.md).
-    map_decay: float = 0.1
-    score_decay: float = 0.5
+    map_decay: float = setting(0.1, at_least=0, at_most=1, touches=SCORES)
+    score_decay: float = setting(0.5, at_least=0, at_most=1, touches=SCORES)
     # Weights of the standardised maps of the fused reconstruction and of the branches. On
     # real images the branches' own maps add nothing to the fused one (docs/results.md).
-    fused_weight: float = 1.0
-    high_weight: float = 0.0
-    low_weight: float = 0.0
+    fused_weight: float = setting(1.0, at_least=0, touches=SCORES)
+    high_weight: float = setting(0.0, at_least=0, touches=SCORES)
+    low_weight: float = setting(0.0, at_least=0, touches=SCORES)
     # Standardise each of these maps before they are added; else the distances are added
     # as they are.
-    standardise: bool = True
+    standardise: bool = setting(True, touches=SCORES)
     # Held-out images (training images where none are), evenly taken, that the maps are
     # standardised with.
-    calibration_images: int = 256
+    calibration_images: int = setting(256, at_least=1, touches=LEARNING)
     # "half": a cell is defective where half of it is. "any": where any of it is, which
     # grows every defect; only to compare with older tables.
-    mask_rule: str = "half"
+    mask_rule: str = setting("half", choices=("half", "any"), touches=NOTHING)
     # Compute figures batch by batch, in memory that hardly grows with the number of
     # images; the pixel figures are then within a bound that is reported, and overlaps by
     # the size of defects within 1/64.
-    streaming: bool = False
+    streaming: bool = setting(False, touches=NOTHING)
     # Write `report/index.html`.
-    report: bool = True
+    report: bool = setting(True, touches=NOTHING)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,21 +264,21 @@ class CacheConfig:
     """Features of images on disk: each image is encoded once, for all runs."""
 
     # Encode all training images before the first step, and train on what was stored.
-    enabled: bool = True
+    enabled: bool = setting(True, touches=NOTHING)
     # Store those of held-out and test images too: for runs that are evaluated in several
     # ways, or many runs on the same images.
-    evaluation: bool = False
+    evaluation: bool = setting(False, touches=NOTHING)
     # Where they are stored; empty: the user's cache folder.
-    folder: str = ""
+    folder: str = setting("", touches=NOTHING)
     # The size that the folder is kept below: the features that were not used for longest
     # are removed. A data set that does not fit alone is trained on without the cache.
-    max_gigabytes: float = 100.0
+    max_gigabytes: float = setting(100.0, above=0, touches=NOTHING)
     # "float16", or "float32" for twice the size and no rounding.
-    dtype: str = "float16"
+    dtype: str = setting("float16", choices=("float16", "float32"), touches=FEATURES)
     # Keep all features in the memory of every device, so that training reads nothing
     # from the host: "auto" on accelerators where they take at most half of what is
     # free, "always" or "never".
-    on_device: str = "auto"
+    on_device: str = setting("auto", choices=("auto", "always", "never"), touches=NOTHING)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,11 +286,11 @@ class CalibrationConfig:
     """Thresholds, from good images that training never sees. No test label is used."""
 
     # Share of each category's training images that is held out.
-    holdout: float = 0.1
+    holdout: float = setting(0.1, at_least=0, below=1, touches=LEARNING)
     # Share of good images that may be called defective.
-    false_positive_rate: float = 0.01
+    false_positive_rate: float = setting(0.01, above=0, below=1, touches=NOTHING)
     # Share of the pixels of good images that may lie above the pixel threshold.
-    pixel_false_positive_rate: float = 0.001
+    pixel_false_positive_rate: float = setting(0.001, above=0, below=1, touches=NOTHING)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,12 +298,12 @@ class ShardingConfig:
     """The mesh of devices. A batch is split over all of them, data x model."""
 
     # Devices along the two axes; `data` 0: all there are, divided by `model`.
-    data: int = 0
+    data: int = setting(0, at_least=0, touches=NOTHING)
     # Parameters and optimizer state are split over so many devices (FSDP), and replicated
     # over the others: needed only where they do not fit into one device's memory.
-    model: int = 1
+    model: int = setting(1, at_least=1, touches=NOTHING)
     # Split the frozen encoder's weights over `model` too.
-    encoder: bool = False
+    encoder: bool = setting(False, touches=NOTHING)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,6 +327,10 @@ class Config:
         """Twelve hexadecimal digits of the SHA-256 of all settings."""
         text = json.dumps(self.to_dict(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+# Settings that runs of earlier versions have: such a run is read if the value is neutral.
+REMOVED: Mapping[str, Removed] = {}
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -358,6 +381,8 @@ def raise_problems(problems: list[str]) -> None:
 
 def unknown_field(path: str) -> str:
     """What to say of a setting that does not exist."""
+    if path in REMOVED:
+        return f"config.{path} was removed; it meant {REMOVED[path].meant}"
     known = [name for name, _ in field_types(Config)]
     leaf = path.rpartition(".")[2]
     same_leaf = [name for name in known if name.rpartition(".")[2] == leaf]

@@ -96,7 +96,7 @@ ROOMS = {
     "steps": ("config", "devices", "model"),
     "run": (*BASICS, "config", "data", "devices", "model", "steps", "tfds_builders"),
     "checkpoints": ("devices", "errors", "locks", "run", "steps"),
-    "features": (*BASICS, "data", "devices", "model", "run"),
+    "features": (*BASICS, "config", "data", "devices", "model", "run"),
     "inference": (
         *(*BASICS, "config", "data", "devices", "model", "report", "steps"),
         *("run", "checkpoints", "features"),

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from harmoniad_jax.config import Config
 from harmoniad_jax.data import preprocess
 from harmoniad_jax.data.pipeline import Loader, evaluation_batches, image_loader
 from harmoniad_jax.data.records import Record
@@ -21,6 +22,7 @@ from harmoniad_jax.devices.mesh import make_mesh, replicate, shard_batch
 from harmoniad_jax.devices.processes import is_main, main_first, map_shared, together
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.features.store import FeatureCache, UnchangedImage, image_hashes
+from harmoniad_jax.fields import FEATURES, flatten, touching
 from harmoniad_jax.folders import cache_folder
 from harmoniad_jax.model.encoders import attention, encoder, positions
 from harmoniad_jax.model.encoders.encoder import Features
@@ -165,19 +167,18 @@ def stored_features(
 
 def _open_cache(run: Run) -> FeatureCache:
     folder = run.config.cache.folder
-    shapes = run.encoder.feature_shapes(1)._asdict()
+    shapes, settings = (
+        run.encoder.feature_shapes(1)._asdict(),
+        flatten(run.config.to_dict()),
+    )
     return FeatureCache(
         Path(folder).expanduser() if folder else cache_folder() / "features",
         {
             "architecture": run.encoder.description.hf_config.to_dict(),
             "weights": run.encoder.weight_hash,
-            "blocks": run.encoder.groups,
-            "image_side": run.encoder.image_side,
+            "settings": {path: settings[path] for path in touching(Config, FEATURES)},
             "image_mean": run.encoder.image_mean,
             "image_std": run.encoder.image_std,
-            "dtype": run.config.encoder.dtype,
-            "attention": run.config.encoder.attention,
-            "recentre": run.config.encoder.recentre,
             "matmul_precision": str(jax.config.jax_default_matmul_precision),
             "backend": jax.default_backend(),
             "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},

@@ -13,24 +13,13 @@ from typing import Any
 import numpy as np
 
 from harmoniad_jax.config import EvaluationConfig
+from harmoniad_jax.fields import SCORES, touching
+from harmoniad_jax.run.stored import stored_score_settings
 
 # Shares of pixels above a level for which levels are kept: dense towards the rare ones.
 PIXEL_SHARES = np.concatenate([[0.5], np.logspace(-1, -6, 101)])
 # A rate such as 0.01 is not quite that in binary; no rank shall hang on the difference.
 ROUNDING = 1e-9
-# The settings of `EvaluationConfig` that change scores; what was measured with others
-# says nothing.
-SCORE_SETTINGS = (
-    "map_side",
-    "smoothing_sigma",
-    "top_share",
-    "map_decay",
-    "score_decay",
-    "fused_weight",
-    "high_weight",
-    "low_weight",
-    "standardise",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +82,7 @@ class Calibration:
     """Good images of a run, of each category and of all together.
 
     Attributes:
-      settings: those of `SCORE_SETTINGS` that it was measured with.
+      settings: those that touch scores, as it was measured with them.
       overall: all held-out images.
       per_category: of each category that has any.
       others: the categories of training that have none, since a single image of them was
@@ -156,7 +145,7 @@ class Calibration:
             return Normality(tuple(stored["scores"]), tuple(stored["pixel_levels"]))
 
         return cls(
-            values["settings"],
+            stored_score_settings(values["settings"]),
             normality(values["overall"]),
             {name: normality(stored) for name, stored in values["per_category"].items()},
             tuple(values.get("others", ())),
@@ -164,8 +153,8 @@ class Calibration:
 
 
 def score_settings(settings: EvaluationConfig) -> dict[str, float]:
-    """The settings that change scores."""
-    return {name: getattr(settings, name) for name in SCORE_SETTINGS}
+    """The settings that touch scores, by name."""
+    return {name: getattr(settings, name) for name in touching(EvaluationConfig, SCORES)}
 
 
 def _normalise(values: Any, low: float, threshold: float) -> Any:

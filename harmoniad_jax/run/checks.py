@@ -1,98 +1,24 @@
 """Whether settings make sense: every mistake in words, before anything heavy starts.
 
-Each function returns the mistakes it finds; `config.raise_problems` reports them at once.
+The range of a single setting stands at its field in `config.py`. Here are the rules between
+several settings, devices, data and encoder. Each function returns the mistakes it finds;
+`config.raise_problems` reports them at once.
 """
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 
 from harmoniad_jax.config import Config
-from harmoniad_jax.data.preprocess import MASK_RULES
 from harmoniad_jax.devices.mesh import mesh_shape
-from harmoniad_jax.fields import flatten
-from harmoniad_jax.model.encoders.attention import ATTENTIONS
-from harmoniad_jax.model.encoders.encoder import RECENTRINGS, EncoderDescription
+from harmoniad_jax.fields import flatten, range_problems
+from harmoniad_jax.model.encoders.encoder import EncoderDescription
 from harmoniad_jax.model.harmoniad import VARIANTS
-from harmoniad_jax.model.layers import DROPOUT_PLACES
-from harmoniad_jax.model.split import GATES
 from tfds_builders import BUILDERS
 from tfds_builders.prepare import missing_data
 
-DTYPES = ("auto", "float32", "bfloat16")
 SOURCES = ("folder", "demo", *BUILDERS)
-CACHE_DTYPES = ("float16", "float32")
-ON_DEVICE = ("auto", "always", "never")
-
-CHOICES = {
-    "cache.dtype": CACHE_DTYPES,
-    "encoder.attention": ATTENTIONS,
-    "encoder.dtype": DTYPES,
-    "encoder.recentre": RECENTRINGS,
-    "model.dropout_place": DROPOUT_PLACES,
-    "model.variant": tuple(VARIANTS),
-    "cache.on_device": ON_DEVICE,
-    "model.gate": GATES,
-    "evaluation.mask_rule": MASK_RULES,
-}
-AT_LEAST_ONE = (
-    "encoder.untrained.width",
-    "encoder.untrained.depth",
-    "encoder.untrained.heads",
-    "encoder.untrained.patch",
-    "train.num_steps",
-    "train.log_every_steps",
-    "train.checkpoint_every_steps",
-    "train.keep_checkpoints",
-    "train.micro_batches",
-    "train.max_skipped_steps",
-    "train.steps_per_call",
-    "train.batch_size",
-    "sharding.model",
-    "evaluation.batch_size",
-    "evaluation.map_side",
-    "evaluation.calibration_images",
-)
-NOT_NEGATIVE = (
-    "data.threads",
-    "encoder.untrained.seed",
-    "train.seed",
-    "train.keep_every_steps",
-    "sharding.data",
-    "loss.high_weight",
-    "loss.low_weight",
-    "loss.easy_steps",
-    "loss.easy_gradient",
-    "optimizer.final_learning_rate",
-    "optimizer.warmup_steps",
-    "optimizer.weight_decay",
-    "evaluation.smoothing_sigma",
-    "evaluation.fused_weight",
-    "evaluation.high_weight",
-    "evaluation.low_weight",
-)
-SHARES = ("evaluation.top_share", "evaluation.map_decay", "evaluation.score_decay")
-POSITIVE = (
-    "cache.max_gigabytes",
-    "optimizer.learning_rate",
-    "model.softness",
-    "optimizer.epsilon",
-    "optimizer.update_clip",
-    "optimizer.gradient_clip",
-    "calibration.false_positive_rate",
-    "calibration.pixel_false_positive_rate",
-)
-BELOW_ONE = (
-    "calibration.false_positive_rate",
-    "calibration.pixel_false_positive_rate",
-    "calibration.holdout",
-    "model.dropout",
-    "loss.easy_share",
-    "optimizer.b1",
-    "optimizer.b2",
-)
 
 
 def config_problems(
@@ -135,30 +61,18 @@ def setting_problems(config: Config, num_devices: int | None) -> list[str]:
       num_devices: that are to train; None where nothing is trained.
     """
     values = flatten(config.to_dict())
-    problems: dict[str, str] = {}
+    # One mistake a setting: the first says enough.
+    problems = {
+        name: _problem(name, values[name], allowed)
+        for name, allowed in range_problems(config).items()
+    }
 
     def check(ok: bool, name: str, allowed: str) -> None:
         if not ok:
-            # One mistake a setting: the first says most.
             problems.setdefault(name, _problem(name, values[name], allowed))
 
-    for name, allowed in CHOICES.items():
-        check(values[name] in allowed, name, f"allowed are {', '.join(allowed)}")
-    for name in AT_LEAST_ONE:
-        check(values[name] >= 1, name, "it must be at least 1")
-    for name in NOT_NEGATIVE:
-        check(values[name] >= 0, name, "it must not be negative")
-    for name in POSITIVE:
-        check(values[name] > 0, name, "it must be greater than 0")
-    for name in SHARES:
-        check(0 <= values[name] <= 1, name, "it must be a share between 0 and 1")
-    for name in BELOW_ONE:
-        check(0 <= values[name] < 1, name, "it must be a share between 0 and 1")
     if num_devices is not None:
         _check_devices(config, num_devices, check)
-    check(
-        0 < values["model.cutoff"] < 1, "model.cutoff", "it must be a share between 0 and 1"
-    )
     check(
         not (config.model.gate == "ideal" and config.model.learnable_gate),
         "model.gate",
@@ -173,9 +87,6 @@ def setting_problems(config: Config, num_devices: int | None) -> list[str]:
     maps = VARIANTS.get(config.model.variant, ())
     if len(maps) > 1 and not any(values[f"evaluation.{name}_weight"] for name in maps):
         problems["evaluation"] = "config.evaluation gives every map the weight 0; set one"
-    for name, value in values.items():
-        if isinstance(value, float):
-            check(math.isfinite(value), name, "it must be a finite number")
     sources = config.data.sources
     check(
         bool(sources) and sorted(set(sources) & set(SOURCES)) == sorted(sources),

@@ -7,9 +7,9 @@ from typing import Any
 
 from harmoniad_jax.config import Config
 from harmoniad_jax.errors import UserError
-from harmoniad_jax.fields import flatten
+from harmoniad_jax.fields import FEATURES, LEARNING, flatten, touching
 from harmoniad_jax.model.encoders.encoder import Encoder
-from harmoniad_jax.run.stored import FREE_ON_RESUME, parse_stored
+from harmoniad_jax.run.stored import parse_stored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +80,8 @@ def differences(stored: Config, given: Config) -> list[str]:
     before, after = flatten(stored.to_dict()), flatten(given.to_dict())
     return [
         f"config.{name} is {after[name]!r} but was {before[name]!r}"
-        for name in before
-        if before[name] != after[name] and name not in FREE_ON_RESUME
+        for name in touching(Config, LEARNING, FEATURES)
+        if before[name] != after[name]
     ]
 
 

@@ -1,79 +1,58 @@
 """The settings that a run wrote down, perhaps with an earlier version of this program."""
 
-import copy
 import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harmoniad_jax.config import Config, parse_config
+from harmoniad_jax.config import (
+    REMOVED,
+    Config,
+    EvaluationConfig,
+    parse_config,
+    raise_problems,
+)
 from harmoniad_jax.errors import UserError
-from harmoniad_jax.fields import flatten
+from harmoniad_jax.fields import SCORES, touching, with_older_values, without_removed
 
 CONFIG_FILE = "config.json"
-
-# Settings that may change when a run is continued: they do not touch what is learnt. The
-# encoder and the images are compared by content, so that both may be moved.
-FREE_ON_RESUME = (
-    "data.root",
-    "data.data_dir",
-    "data.manual_dir",
-    "data.threads",
-    "data.check_images",
-    # Stored features differ from fresh ones by their rounding alone.
-    "cache.enabled",
-    "cache.evaluation",
-    "cache.folder",
-    "cache.max_gigabytes",
-    "cache.on_device",
-    "encoder.name",
-    # The same arithmetic, but for the order of sums.
-    "sharding.data",
-    "sharding.model",
-    "sharding.encoder",
-    "train.remat",
-    "train.log_every_steps",
-    "train.checkpoint_every_steps",
-    "train.keep_checkpoints",
-    "train.keep_every_steps",
-    "train.max_skipped_steps",
-    "train.steps_per_call",
-    "evaluation.batch_size",
-    "evaluation.map_side",
-    "evaluation.smoothing_sigma",
-    "evaluation.top_share",
-    "evaluation.map_decay",
-    "evaluation.score_decay",
-    "evaluation.fused_weight",
-    "evaluation.high_weight",
-    "evaluation.low_weight",
-    "evaluation.standardise",
-    "evaluation.mask_rule",
-    "evaluation.streaming",
-    "evaluation.report",
-    "calibration.false_positive_rate",
-    "calibration.pixel_false_positive_rate",
-)
 
 
 def parse_stored(values: Mapping[str, Any]) -> Config:
     """The config that a run wrote down, maybe with an earlier version of this program.
 
-    What may change when a run is continued takes its default where that version did not
-    have it.
+    A setting that the run does not have takes the value that such runs had: the `older` of
+    its field.
 
     Raises:
-      UserError: it has settings that there are no more, or lacks others.
+      UserError: what is not a config, an unknown setting, or a removed one that mattered.
     """
-    values, defaults = copy.deepcopy(values), flatten(Config().to_dict())
-    # Whatever else it and its groups may be is told by `parse_config`.
-    groups = values if isinstance(values, dict) else {}
-    for path in FREE_ON_RESUME:
-        group, name = path.split(".")
-        if isinstance(groups.get(group), dict):
-            groups[group].setdefault(name, defaults[path])
+    if isinstance(values, Mapping):
+        values, problems = without_removed(values, REMOVED)
+        raise_problems(problems)
+        values = with_older_values(Config, values)
     return parse_config(values)
+
+
+def stored_score_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that touch scores, of a calibration that may be of an earlier version.
+
+    Args:
+      values: its settings by name, all of `config.evaluation`.
+
+    Raises:
+      UserError: a setting that was removed, with a value that mattered.
+    """
+    removed = {
+        path.removeprefix("evaluation."): known
+        for path, known in REMOVED.items()
+        if path.startswith("evaluation.")
+    }
+    values, problems = without_removed(values, removed)
+    raise_problems(problems)
+    values = with_older_values(EvaluationConfig, values)
+    return {name: values[name] for name in touching(EvaluationConfig, SCORES)}
 
 
 def with_last_settings(config: Config, workdir: Path) -> Config:

@@ -100,7 +100,7 @@ def test_every_name_is_shown_as_it_is(page):
 
 def test_no_name_becomes_a_path(index):
     files = [path.relative_to(index.parent) for path in index.parent.rglob("*.*")]
-    allowed = re.compile(r"index\.html|(figures|images)/\d{3}-[a-z0-9-]+\.(svg|png|jpg)")
+    allowed = re.compile(r"index\.html|(plots|images)/\d{3}-[a-z0-9-]+\.(svg|png|jpg)")
     assert all(allowed.fullmatch(path.as_posix()) for path in files)
     assert not (index.parents[1] / "etc").exists()
 

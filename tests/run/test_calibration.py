@@ -15,9 +15,9 @@ from harmoniad_jax.config import Config, EvaluationConfig
 from harmoniad_jax.data.records import Dataset, Record
 from harmoniad_jax.run.calibration import (
     PIXEL_SHARES,
-    SCORE_SETTINGS,
     Calibration,
     Normality,
+    score_settings,
 )
 
 SCORES = st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=60)
@@ -343,5 +343,5 @@ def test_it_fits_as_long_as_the_scores_do(name):
     changed = dataclasses.replace(EvaluationConfig(), **{name: other})
     # The statistics that `calibration_images` decides on are stored with the weights.
     harmless = {"batch_size", "mask_rule", "calibration_images", "streaming", "report"}
-    assert set(SCORE_SETTINGS).isdisjoint(harmless)
+    assert set(score_settings(EvaluationConfig())).isdisjoint(harmless)
     assert calibration.fits(changed) == (name in harmless)

@@ -7,8 +7,9 @@ from config_helpers import FIELDS, another_value
 
 from harmoniad_jax.config import Config, with_settings
 from harmoniad_jax.errors import UserError
+from harmoniad_jax.fields import settings_of
 from harmoniad_jax.run.identity import differences
-from harmoniad_jax.run.stored import FREE_ON_RESUME, parse_stored
+from harmoniad_jax.run.stored import parse_stored
 
 FREE = (
     "data.root",
@@ -63,16 +64,18 @@ def test_all_differences_are_named():
 
 
 @pytest.mark.parametrize("path", FIELDS)
-def test_a_run_of_a_version_that_lacked_a_setting(path):
-    """It goes on where the setting does not touch what is learnt."""
+def test_a_run_of_a_version_that_lacked_a_setting_did_what_its_field_says(path):
     values = Config().to_dict()
     *groups, name = path.split(".")
     del functools.reduce(dict.__getitem__, groups, values)[name]
-    if path in FREE_ON_RESUME:
-        assert parse_stored(values) == Config()
-    else:
-        with pytest.raises(UserError, match=f"config.{path} is missing"):
-            parse_stored(values)
+    expected = with_settings(Config(), {path: dict(settings_of(Config))[path].older})
+    assert parse_stored(values) == expected
+
+
+def test_a_run_of_a_version_that_lacked_a_group_of_settings():
+    values = Config().to_dict()
+    del values["calibration"]
+    assert parse_stored(values) == Config()
 
 
 def test_stored_settings_are_read_as_they_were():
