@@ -12,13 +12,13 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from harmoniad_jax import signals
-from harmoniad_jax.config import (
-    Config,
-    parse_config,
+from harmoniad_jax.config import Config, parse_config, unknown_field
+from harmoniad_jax.errors import (
+    INTERRUPTED_STATUS,
+    USER_ERROR_STATUS,
+    UserError,
     raise_problems,
-    unknown_field,
 )
-from harmoniad_jax.errors import INTERRUPTED_STATUS, USER_ERROR_STATUS, UserError
 from harmoniad_jax.fields import field_types, type_name
 
 OVERRIDE = re.compile(r"--?(?P<negated>no)?config\.(?P<path>[^=]+)(?:=(?P<value>.*))?$")

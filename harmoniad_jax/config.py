@@ -19,7 +19,7 @@ from typing import Any
 
 import ml_collections
 
-from harmoniad_jax.errors import UserError
+from harmoniad_jax.errors import UserError, raise_problems
 from harmoniad_jax.fields import (
     FEATURES,
     LEARNING,
@@ -370,13 +370,6 @@ def with_settings(config: Config, changes: Mapping[str, Any]) -> Config:
                 raise UserError(f"{unknown_field(path)}.")
         group[name] = value
     return parse_config(values)
-
-
-def raise_problems(problems: list[str]) -> None:
-    """Raises one `UserError` for all problems found, if any."""
-    if problems:
-        text = "; ".join(problems)
-        raise UserError(text if text.endswith((".", "?")) else text + ".")
 
 
 def unknown_field(path: str) -> str:

@@ -1,5 +1,7 @@
 """The one exception for mistakes that the person at the keyboard can mend."""
 
+from collections.abc import Sequence
+
 # Exit statuses of the commands: bad input, and a run that a signal ended in order and that
 # the same command continues (EX_TEMPFAIL of sysexits.h: try again).
 USER_ERROR_STATUS = 2
@@ -13,3 +15,18 @@ class UserError(Exception):
     a defect of the program and keeps its traceback. It is no `ValueError`, because absl
     and ml_collections catch those of a config file and bury them in a traceback.
     """
+
+
+def raise_problems(problems: Sequence[str], most: int | None = None) -> None:
+    """Raises one `UserError` for all problems found, if any.
+
+    Args:
+      problems: in words.
+      most: how many are listed; the others are counted. None: all.
+    """
+    if not problems:
+        return
+    text = "; ".join(problems[:most])
+    more = len(problems) - len(problems[:most])
+    text += f"; and {more} more" if more else ""
+    raise UserError(text if text.endswith((".", "?")) else text + ".")

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 # What schedulers send before they take a machine away, and Ctrl-C.
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # How long an interrupted command has for ending by itself where nothing is deferred.
-PATIENCE_SECONDS = 5.0
+SECONDS_TO_END = 5.0
 
 
 class Interrupted(KeyboardInterrupt):
@@ -90,7 +90,7 @@ def _watch(reader: int, end: Callable[[int], int]) -> None:
         number = os.read(reader, 1)[0]
         if number not in SIGNALS or _deferred is not None:
             continue
-        threading.Event().wait(PATIENCE_SECONDS)
+        threading.Event().wait(SECONDS_TO_END)
         if _deferred is None:
             status = end(number)
             sys.stdout.flush()

@@ -32,13 +32,9 @@ import numpy as np
 from absl import logging as absl_logging
 from PIL import Image
 
-from harmoniad_jax.data.pipeline import (
-    PREFETCHED_BATCHES,
-    image_loader,
-    training_batches,
-    training_order,
-)
+from harmoniad_jax.data.batches import PREFETCHED_BATCHES, training_batches, training_order
 from harmoniad_jax.data.prepared import prepared_dataset
+from harmoniad_jax.data.preprocess import Preprocessor
 from harmoniad_jax.data.records import Record
 from harmoniad_jax.data.synthetic import DemoSpec, write_demo_dataset
 from harmoniad_jax.model.encoders.encoder import describe_untrained_clip, load_encoder
@@ -96,7 +92,11 @@ def cost(work: Callable[[], object]) -> Cost:
 def batches_of(records: list[Record], workers: int, count: int):
     """As many batches as training would read, and no thread at work after the last."""
     order = training_order(records, seed=0)[: count * BATCH_SIZE]
-    load = image_loader(SIDE)
+    preprocessor = Preprocessor(SIDE)
+
+    def load(record: Record) -> np.ndarray:
+        return preprocessor.load(record.image)
+
     return training_batches(order, load, batch_size=BATCH_SIZE, threads=workers)
 
 

@@ -25,7 +25,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from harmoniad_jax.data.folder import MASK_SUFFIX, is_image
-from harmoniad_jax.data.preprocess import read_image, read_mask
+from harmoniad_jax.data.images import read_image, read_mask
 from harmoniad_jax.data.records import GOOD, EncodedImage
 from harmoniad_jax.errors import UserError
 from tfds_builders.archives import SUFFIXES, FolderTree, Tree, open_archive

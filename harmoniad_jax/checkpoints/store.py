@@ -41,13 +41,13 @@ ITERATOR, IDENTITY, CALIBRATION = "iterator", "identity", "calibration"
 PROGRESS = "progress"  # step, and whether it is the last one of the run
 JSON_ITEMS = (ITERATOR, IDENTITY, CALIBRATION, PROGRESS, SEAL)
 # How long processes wait for one another to have written their shares.
-PATIENCE_SECONDS = 300
+SAVE_SECONDS = 300
 # These say that reading failed, not that what was read is damaged.
 NO_DAMAGE = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
 
 
-class Restored(NamedTuple):
-    """What was read from a checkpoint.
+class Checkpoint(NamedTuple):
+    """A checkpoint that was read.
 
     Attributes:
       state: placed as it was asked for.
@@ -125,7 +125,7 @@ class Checkpoints:
             preservation_policy=policies.AnyPreservationPolicy(kept),
             # Reads nothing that may be damaged.
             lightweight_initialize=True,
-            async_options=ocp.AsyncOptions(timeout_secs=PATIENCE_SECONDS),
+            async_options=ocp.AsyncOptions(timeout_secs=SAVE_SECONDS),
         )
         self._list_steps()
 
@@ -157,7 +157,7 @@ class Checkpoints:
                     self._saving,
                     _in_few_words(error),
                 )
-        end_threads(PATIENCE_SECONDS)
+        end_threads(SAVE_SECONDS)
         with contextlib.suppress(OSError):
             self._folders.tidy_alone()
         self._folders.close()
@@ -257,7 +257,7 @@ class Checkpoints:
         """
         return self._newest().calibration
 
-    def restore(self, abstract: TrainState) -> Restored:
+    def restore(self, abstract: TrainState) -> Checkpoint:
         """Reads the newest good checkpoint; damaged ones that are newer are set aside.
 
         Args:
@@ -287,7 +287,7 @@ class Checkpoints:
             self._list_steps()
             self._damaged.clear()
         finished = found.items[PROGRESS]["finished"]
-        return Restored(state, found.items[ITERATOR], found.calibration, finished)
+        return Checkpoint(state, found.items[ITERATOR], found.calibration, finished)
 
     def _newest(self) -> _Found:
         found = self._find()
@@ -345,7 +345,7 @@ class Checkpoints:
           UserError: saying what failed and what is left.
         """
         step, self._saving = self._saving, None
-        end_threads(PATIENCE_SECONDS)
+        end_threads(SAVE_SECONDS)
         self._folders.tidy()
         last = self._folders.newest()
         if isinstance(error, jax.errors.JaxRuntimeError):

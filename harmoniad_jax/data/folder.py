@@ -10,16 +10,17 @@ also be a single category.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
+from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
 
-from harmoniad_jax.data.preprocess import read_image, read_mask, read_size
-from harmoniad_jax.data.records import GOOD, Dataset, Record, check_categories
-from harmoniad_jax.errors import UserError
+from harmoniad_jax.data.images import decode, read_mask, read_size
+from harmoniad_jax.data.records import GOOD, Dataset, ImageFile, Record, check_categories
+from harmoniad_jax.errors import UserError, raise_problems
 
 Image.init()  # fills the tables of formats
 IMAGE_SUFFIXES = frozenset(
@@ -74,7 +75,7 @@ def folder_dataset(root: Path, categories: Sequence[str] = ()) -> Dataset:
         records, mask_problems = _test_records(folder, name)
         test += records
         problems += mask_problems
-    _raise_problems(problems)
+    raise_problems(problems, LISTED_PROBLEMS)
     return Dataset(train=train, test=test)
 
 
@@ -84,23 +85,30 @@ def check_images(records: Sequence[Record]) -> None:
     Raises:
       UserError: naming the files that cannot be read.
     """
+    images, masks = [record.image for record in records], masks_of(records)
+    raise_problems(unreadable(images, masks), LISTED_PROBLEMS)
 
-    def problems_of(record: Record) -> list[str]:
-        problems = []
-        for path, read in ((record.image, read_image), (record.mask, read_mask)):
-            try:
-                if path is not None:
-                    read(path)
-            except UserError as error:
-                problems.append(str(error))
-        return problems
 
+def masks_of(records: Sequence[Record]) -> list[ImageFile]:
+    """The masks of the records that have one."""
+    return [record.mask for record in records if record.mask is not None]
+
+
+def unreadable(images: Sequence[ImageFile], masks: Sequence[ImageFile]) -> list[str]:
+    """What is wrong with the files that cannot be decoded, in words."""
+
+    def problem(file: ImageFile, read: Callable[[ImageFile], Any]) -> str | None:
+        try:
+            read(file)
+        except UserError as error:
+            return str(error)
+        return None
+
+    files, reads = [*images, *masks], [decode] * len(images) + [read_mask] * len(masks)
     with ThreadPoolExecutor() as pool:
-        checks = pool.map(problems_of, records)
-        found = list(
-            tqdm(checks, "checking images", total=len(records), leave=False, disable=None)
-        )
-    _raise_problems([problem for problems in found for problem in problems])
+        checks = pool.map(problem, files, reads)
+        bar = tqdm(checks, "checking images", len(files), leave=False, disable=None)
+        return [found for found in bar if found]
 
 
 def _category_folders(root: Path) -> dict[str, Path]:
@@ -190,11 +198,3 @@ def _images(folder: Path) -> list[Path]:
 def is_image(path: PurePath) -> bool:
     """Whether a file is called as images are; hidden ones are none."""
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-
-
-def _raise_problems(problems: Sequence[str]) -> None:
-    if not problems:
-        return
-    listed = "; ".join(problems[:LISTED_PROBLEMS])
-    more = len(problems) - LISTED_PROBLEMS
-    raise UserError(listed + (f"; and {more} more" if more > 0 else "") + ".")

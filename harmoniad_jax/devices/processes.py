@@ -159,6 +159,11 @@ def main_first(function: Callable[[], Result]) -> Result:
     return first if is_main() else rest
 
 
+def my_share(items: Sequence) -> Sequence:
+    """The items that this process is to work on: the same number in each, but for one."""
+    return items[jax.process_index() :: jax.process_count()]
+
+
 def map_shared(
     function: Callable[[Sequence], list[bytes]], items: Sequence, width: int
 ) -> list[bytes]:
@@ -170,7 +175,7 @@ def map_shared(
       width: length of every byte string.
     """
     count = jax.process_count()
-    share = together(lambda: function(items[jax.process_index() :: count]))
+    share = together(lambda: function(my_share(items)))
     if count == 1:
         return share
     rows = np.zeros((-(-len(items) // count), width), np.uint8)

@@ -13,10 +13,10 @@ import numpy as np
 from harmoniad_jax.devices.processes import is_main, wait_for_all
 from harmoniad_jax.evaluation.gallery import category_content
 from harmoniad_jax.evaluation.measure import Measured, measure
-from harmoniad_jax.features.encode import Inputs, evaluation_inputs
 from harmoniad_jax.folders import write_whole
-from harmoniad_jax.inference.predictor import Predictor, calibrate
-from harmoniad_jax.inference.restore import restore_run
+from harmoniad_jax.inference.predictor import Predictor
+from harmoniad_jax.inference.restore import open_trained
+from harmoniad_jax.inference.trained import Trained, calibrated
 from harmoniad_jax.metrics import (
     decision_figures,
     defect_size_figures,
@@ -32,7 +32,6 @@ from harmoniad_jax.report.tables import (
 )
 from harmoniad_jax.run.calibration import Calibration, Normality
 from harmoniad_jax.run.run import Run
-from harmoniad_jax.steps.state import TrainState
 
 logger = logging.getLogger(__name__)
 
@@ -70,70 +69,41 @@ def evaluate_run(
         "calibration.false_positive_rate": false_positive_rate,
     }
     changes = {name: value for name, value in given.items() if value is not None}
-    return evaluate(*restore_run(workdir, changes), workdir)
+    return evaluate(open_trained(workdir, changes), workdir)
 
 
-def evaluate(
-    run: Run,
-    state: TrainState,
-    encoder_params: Any,
-    calibration: Calibration | None,
-    workdir: Path,
-    inputs: Inputs | None = None,
-) -> dict[str, Any]:
+def evaluate(trained: Trained, workdir: Path) -> dict[str, Any]:
     """Predicts all test images, category by category; writes `results.json` and `report/`.
 
     Only the maps of one category are in memory at a time, or those of one batch with
     `config.evaluation.streaming`.
 
     Args:
-      run: its parts.
-      state: with statistics of the distances.
-      encoder_params: on all devices.
-      calibration: None where no image was held out.
-      workdir: folder of the run.
-      inputs: of `evaluation_inputs`, if they were made before; with
-        `config.cache.evaluation` making them hashes every image.
+      trained: an opened run.
+      workdir: folder to write to.
 
     Returns:
-      "step", "encoder", "config_hash", "per_category": name -> the seven figures as
+      "step", "encoder", "config_hash", "per_category": name -> the seven metrics as
       fractions in [0, 1] (None where undefined) and "num_images", "per_dataset": the
       means over the categories of each data set where several are joined, "mean": over
-      all categories, "error_bounds": of each category's figures, empty where they are
+      all categories, "error_bounds": of each category's metrics, empty where they are
       exact, "decisions": what the thresholds achieve, see `decide`, "defect_sizes": how
       well defects of four sizes are found, see `metrics.defect_size_figures`, at
       thresholds that "pixel_false_positive_rate" of the good pixels exceed, and counts of
       "lost_masks" and "rescued_defects".
     """
-    if inputs is None:
-        inputs = evaluation_inputs(run, encoder_params)
-    if calibration is not None and not calibration.fits(run.config.evaluation):
+    run = trained.run
+    if trained.calibration and not trained.calibration.fits(run.config.evaluation):
         logger.info("the evaluation was changed since training: calibrating again")
-        calibration = calibrate(run, state, encoder_params, inputs)
-    predictor = Predictor(run, state, encoder_params, inputs)
+        trained = calibrated(trained)
     measured: dict[str, Measured] = {}
-    writes = is_main()
-    reports = run.config.evaluation.report and bool(run.dataset.test)
     with contextlib.ExitStack() as stack:
         report = None
-        if writes and reports:
+        if is_main() and _reports(run):
             report = stack.enter_context(ReportWriter(workdir / REPORT_FOLDER))
-        for category in run.dataset.categories:
-            records = [r for r in run.dataset.test if r.category == category]
-            if not records:
-                if run.dataset.test:  # otherwise it is said once, of all
-                    logger.info("%s has no test images: not evaluated", category)
-                continue
-            measured[category] = measure(run, predictor, category, records)
-            if reports:
-                normality = calibration and calibration.of(category)
-                one = measured[category]
-                # All processes predict its images, and one writes.
-                content = category_content(run, predictor, category, one, normality)
-                if report is not None:
-                    report.add(content)
-        results = _undefined_to_none(_results(run, state, calibration, measured))
-        if writes:
+        _measure_all(trained, measured, report)
+        results = _undefined_to_none(_results(trained, measured))
+        if is_main():
             write_whole(workdir / RESULTS_FILE, json.dumps(results, indent=2) + "\n")
             report_results(results)
         if report is not None:
@@ -142,17 +112,40 @@ def evaluate(
     return results
 
 
-def _results(
-    run: Run,
-    state: TrainState,
-    calibration: Calibration | None,
-    measured: Mapping[str, Measured],
-) -> dict[str, Any]:
+def _reports(run: Run) -> bool:
+    return run.config.evaluation.report and bool(run.dataset.test)
+
+
+def _measure_all(
+    trained: Trained, measured: dict[str, Measured], report: ReportWriter | None
+) -> None:
+    """Fills in what is measured of each category, and adds each to the report."""
+    predictor = Predictor(trained)
+    dataset = trained.run.dataset
+    for category in dataset.categories:
+        records = [record for record in dataset.test if record.category == category]
+        if not records:
+            if dataset.test:  # otherwise it is said once, of all
+                logger.info("%s has no test images: not evaluated", category)
+            continue
+        one, maps = measure(predictor, category, records)
+        measured[category] = one
+        if _reports(trained.run):
+            calibration = trained.calibration
+            normality = calibration and calibration.of(category)
+            # All processes may have to predict its images, and one writes.
+            content = category_content(predictor, category, one, maps, normality)
+            if report is not None:
+                report.add(content)
+
+
+def _results(trained: Trained, measured: Mapping[str, Measured]) -> dict[str, Any]:
     """What is written to `results.json`, see `evaluate`."""
-    per_category = {name: one.figures for name, one in measured.items()}
+    run, calibration = trained.run, trained.calibration
+    per_category = {name: one.metrics for name, one in measured.items()}
     scored = {name: (one.scores, one.labels) for name, one in measured.items()}
     return {
-        "step": int(state.step),
+        "step": int(trained.state.step),
         "encoder": run.encoder.description.name,
         "config_hash": run.config.hash,
         "per_category": per_category,

@@ -1,35 +1,35 @@
 """What the report shows of a category, from what evaluation has in hand."""
 
-from harmoniad_jax.data.pipeline import read_masks
-from harmoniad_jax.data.preprocess import load_image
-from harmoniad_jax.evaluation.measure import Measured
+import dataclasses
+
+from harmoniad_jax.data.masks import read_masks
+from harmoniad_jax.evaluation.measure import Maps, Measured
 from harmoniad_jax.inference.predictor import Predictor
 from harmoniad_jax.metrics import precision_recall_curve, roc_curve
 from harmoniad_jax.report.content import CategoryContent, Sample, choose_samples
 from harmoniad_jax.run.calibration import Normality
-from harmoniad_jax.run.run import Run
 
 # What the high and the low band saw; the fused map is shown as the anomaly map.
 BRANCHES = ("high", "low")
 
 
 def category_content(
-    run: Run,
     predictor: Predictor,
     category: str,
     measured: Measured,
+    maps: Maps | None,
     normality: Normality | None,
 ) -> CategoryContent:
     """Chooses the images of a category that say most, and gathers its curves.
 
     Args:
-      run: whose settings say where thresholds lie.
-      predictor: sees the chosen images once more, so that no maps need be kept.
+      predictor: sees the chosen images once more where no maps were kept.
       category: its name.
-      measured: its test images and their figures.
+      measured: its test images and their metrics.
+      maps: of all its test images; None where they were not kept.
       normality: of good images; None where none were held out.
     """
-    settings = run.config.calibration
+    settings = predictor.trained.run.config.calibration
     scores, labels = measured.scores, measured.labels
     threshold = normality and normality.threshold(settings.false_positive_rate)
     curves = {
@@ -40,42 +40,44 @@ def category_content(
         curves["pro"] = measured.pro_curve
     return CategoryContent(
         category=category,
-        figures=measured.figures,
+        metrics=measured.metrics,
         threshold=threshold,
         image_scores=scores,
         image_labels=labels,
         curves=curves,
-        samples=_samples(run, predictor, measured, threshold),
+        samples=_samples(predictor, measured, maps, threshold),
         map_threshold=normality
         and normality.pixel_threshold(settings.pixel_false_positive_rate),
     )
 
 
 def _samples(
-    run: Run,
-    predictor: Predictor,
-    measured: Measured,
-    threshold: float | None,
+    predictor: Predictor, measured: Measured, maps: Maps | None, threshold: float | None
 ) -> list[Sample]:
     chosen = choose_samples(measured.scores, measured.labels, threshold)
-    shown = [measured.records[index] for index, _ in chosen]
-    prediction = predictor(shown, "images for the report")
+    rows = [row for row, _ in chosen]
+    run = predictor.trained.run
     side, rule = run.config.evaluation.map_side, run.config.evaluation.mask_rule
-    masks, known, _ = read_masks(shown, side, rule)
-    return [
-        Sample(
-            path=record.key,
-            defect=record.defect,
-            kind=kind,
-            score=float(measured.scores[index]),
-            image=load_image(record.image, side),
-            mask=masks[row] if known[row] else None,
-            anomaly_map=prediction.anomaly_maps[row],
-            branch_maps={
-                name: prediction.distance_maps[name][row]
-                for name in BRANCHES
-                if name in prediction.distance_maps
-            },
+    if maps is None:
+        shown = [measured.records[row] for row in rows]
+        prediction = predictor(shown, "images for the report")
+        maps, rows = Maps(prediction, *read_masks(shown, side, rule)[:2]), range(len(shown))
+    # As the encoder sees it, but as large as the maps: of few images only.
+    preprocessor = dataclasses.replace(run.preprocessor, side=side)
+    samples = []
+    for row, (index, kind) in zip(rows, chosen, strict=True):
+        record = measured.records[index]
+        branches = maps.prediction.distance_maps
+        samples.append(
+            Sample(
+                path=record.key,
+                defect=record.defect,
+                kind=kind,
+                score=float(measured.scores[index]),
+                image=preprocessor.load(record.image),
+                mask=maps.masks[row] if maps.known[row] else None,
+                anomaly_map=maps.prediction.anomaly_maps[row],
+                branch_maps={n: branches[n][row] for n in BRANCHES if n in branches},
+            )
         )
-        for row, (record, (index, kind)) in enumerate(zip(shown, chosen, strict=True))
-    ]
+    return samples

@@ -1,11 +1,11 @@
-"""The test images of one category: predicted, and their figures computed."""
+"""The test images of one category: predicted, and their metrics computed."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from harmoniad_jax.data.pipeline import read_masks
+from harmoniad_jax.data.masks import read_masks
 from harmoniad_jax.data.records import Record
 from harmoniad_jax.inference.predictor import Predictor
 from harmoniad_jax.metrics import (
@@ -15,7 +15,21 @@ from harmoniad_jax.metrics import (
     defects_of,
     pro_curve,
 )
-from harmoniad_jax.run.run import Run
+from harmoniad_jax.model.scoring import Prediction
+
+
+class Maps(NamedTuple):
+    """Maps and masks of N test images.
+
+    Attributes:
+      prediction: of the images.
+      masks: [N, S', S'] bool.
+      known: [N] bool, False where a defective image has no mask.
+    """
+
+    prediction: Prediction
+    masks: np.ndarray
+    known: np.ndarray
 
 
 class Measured(NamedTuple):
@@ -25,8 +39,8 @@ class Measured(NamedTuple):
       records: N test images.
       scores: [N] float32.
       labels: [N] bool.
-      figures: see `metrics.category_metrics`.
-      error_bounds: of the figures; empty where they are exact.
+      metrics: see `metrics.category_metrics`.
+      error_bounds: of the metrics; empty where they are exact.
       pro_curve: see `metrics.pro_curve`; None where the maps were not kept.
       defects: its defect regions, on the grid of the maps.
       lost_masks, rescued_defects: counts.
@@ -35,7 +49,7 @@ class Measured(NamedTuple):
     records: Sequence[Record]
     scores: np.ndarray
     labels: np.ndarray
-    figures: dict[str, float]
+    metrics: dict[str, float]
     error_bounds: dict[str, float]
     pro_curve: tuple[np.ndarray, np.ndarray] | None
     defects: Defects
@@ -44,31 +58,43 @@ class Measured(NamedTuple):
 
 
 def measure(
-    run: Run, predictor: Predictor, category: str, records: Sequence[Record]
-) -> Measured:
-    """Predicts the test images of a category and computes its figures."""
-    settings = run.config.evaluation
+    predictor: Predictor, category: str, records: Sequence[Record]
+) -> tuple[Measured, Maps | None]:
+    """Predicts the test images of a category and computes its metrics.
+
+    Returns:
+      What was measured, and the maps; None with `config.evaluation.streaming`, which keeps
+      the maps of one batch at a time.
+    """
+    settings = predictor.trained.run.config.evaluation
     labels = np.array([record.is_anomalous for record in records])
+    if settings.streaming:
+        return _measure_in_a_stream(predictor, category, records, labels), None
+    prediction = predictor(records, category)
+    masks, known, rescued = read_masks(records, settings.map_side, settings.mask_rule)
+    maps, scores = prediction.anomaly_maps, prediction.image_scores
+    measured = Measured(
+        records=records,
+        scores=scores,
+        labels=labels,
+        metrics=category_metrics(maps, masks, scores, labels, mask_known=known),
+        error_bounds={},
+        pro_curve=pro_curve(maps[known], masks[known]),
+        defects=defects_of(maps[known], masks[known]),
+        lost_masks=int((~known).sum()),
+        rescued_defects=rescued,
+    )
+    return measured, Maps(prediction, masks, known)
 
-    def masks_of(some: Sequence[Record]) -> tuple[np.ndarray, np.ndarray, int]:
-        return read_masks(some, settings.map_side, settings.mask_rule)
 
-    if not settings.streaming:
-        prediction = predictor(records, category)
-        maps, scores = prediction.anomaly_maps, prediction.image_scores
-        masks, known, rescued = masks_of(records)
-        figures = category_metrics(maps, masks, scores, labels, mask_known=known)
-        curve = pro_curve(maps[known], masks[known])
-        defects = defects_of(maps[known], masks[known])
-        lost = int((~known).sum())
-        return Measured(
-            *(records, scores, labels, figures, {}, curve, defects, lost, rescued)
-        )
-
-    metrics, scores, lost, rescued = StreamingMetrics(), [], 0, 0
+def _measure_in_a_stream(
+    predictor: Predictor, category: str, records: Sequence[Record], labels: np.ndarray
+) -> Measured:
+    settings = predictor.trained.run.config.evaluation
+    streaming, scores, lost, rescued = StreamingMetrics(), [], 0, 0
     for some, prediction in predictor.batches(records, category):
-        masks, known, saved = masks_of(some)
-        metrics.update(
+        masks, known, saved = read_masks(some, settings.map_side, settings.mask_rule)
+        streaming.update(
             prediction.anomaly_maps,
             masks,
             prediction.image_scores,
@@ -77,8 +103,15 @@ def measure(
         )
         scores.append(prediction.image_scores)
         lost, rescued = lost + int((~known).sum()), rescued + saved
-    figures, bounds = metrics.compute()
-    defects, scores = metrics.defects(), np.concatenate(scores)
+    metrics, bounds = streaming.compute()
     return Measured(
-        *(records, scores, labels, figures, bounds, None, defects, lost, rescued)
+        records=records,
+        scores=np.concatenate(scores),
+        labels=labels,
+        metrics=metrics,
+        error_bounds=bounds,
+        pro_curve=None,
+        defects=streaming.defects(),
+        lost_masks=lost,
+        rescued_defects=rescued,
     )

@@ -1,6 +1,5 @@
 """Images of a run into features: computed as they are needed, or once and stored."""
 
-import dataclasses
 import hashlib
 import importlib.metadata
 import inspect
@@ -15,13 +14,15 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from harmoniad_jax.config import Config
+from harmoniad_jax.data import images as image_files
 from harmoniad_jax.data import preprocess
-from harmoniad_jax.data.pipeline import Loader, evaluation_batches, image_loader
+from harmoniad_jax.data.batches import Loader, evaluation_batches
 from harmoniad_jax.data.records import Record
 from harmoniad_jax.devices.mesh import make_mesh, replicate, shard_batch
-from harmoniad_jax.devices.processes import is_main, main_first, map_shared, together
+from harmoniad_jax.devices.processes import is_main, main_first, my_share, together
 from harmoniad_jax.errors import UserError
-from harmoniad_jax.features.store import FeatureCache, UnchangedImage, image_hashes
+from harmoniad_jax.features.reading import ImageReader
+from harmoniad_jax.features.store import FeatureCache
 from harmoniad_jax.fields import FEATURES, flatten, touching
 from harmoniad_jax.folders import cache_folder
 from harmoniad_jax.model.encoders import attention, encoder, positions
@@ -37,7 +38,7 @@ CHUNK_IMAGES = 64
 # have larger chunks instead of more.
 MOST_CHUNKS = 256
 # A change in any of these may change features.
-PROGRAM = (preprocess, encoder, attention, positions)
+PROGRAM = (image_files, preprocess, encoder, attention, positions)
 LIBRARIES = ("flax", "jax", "pillow", "transformers")
 
 # From records and a title for the progress bar to batches, in order, of what the steps of
@@ -49,10 +50,30 @@ Inputs = Callable[
 
 def image_inputs(run: Run) -> Inputs:
     """Images, read whenever they are asked for."""
-    return lambda records, title: _image_batches(run, records, title, run.mesh)
+    load, empty = run.load_image, run.preprocessor.empty
+    return lambda records, title: _batches(run, records, title, run.mesh, load, empty)
 
 
-def evaluation_inputs(run: Run, encoder_params: Any) -> Inputs:
+def image_reader(run: Run) -> ImageReader:
+    """The reader of a run's images; it opens the feature cache. Every process calls it.
+
+    Raises:
+      UserError: the cache that training is to read cannot be made.
+    """
+    settings, cache = run.config.cache, None
+    try:
+        if settings.enabled or settings.evaluation:
+            cache = together(lambda: _open_cache(run))
+    except UserError as error:
+        if settings.enabled:
+            raise
+        logger.warning("%s Evaluation goes on without stored features.", error)
+    return ImageReader(run.preprocessor, run.config.data.threads, cache)
+
+
+def evaluation_inputs(
+    run: Run, encoder_params: Any, reader: ImageReader | None = None
+) -> Inputs:
     """Images, or with `config.cache.evaluation` their stored features.
 
     Held-out and test images that are not stored yet are encoded here, all of them, so that
@@ -62,18 +83,20 @@ def evaluation_inputs(run: Run, encoder_params: Any) -> Inputs:
     Args:
       run: the parts of the run.
       encoder_params: the encoder's weights on all devices.
+      reader: that has read images of the run already.
     """
     settings, dataset = run.config.cache, run.dataset
     wanted = [*dataset.held_out, *dataset.test]
     if not (settings.evaluation and wanted):
         return image_inputs(run)
-    known = dict(zip(wanted, hashed(run, wanted), strict=True))
-    images = {record.sha256: record for record in known.values()}
-    # Those of training stay for the next run.
-    trained = hashed(run, dataset.train) if settings.enabled else []
-    beside = {record.sha256 for record in trained}
     try:
-        cache = stored_features(run, encoder_params, images, beside)
+        reader = reader or image_reader(run)
+        known = dict(zip(wanted, reader.hashed(wanted), strict=True))
+        images = {record.sha256: record for record in known.values()}
+        # Those of training stay for the next run.
+        trained = reader.hashed(dataset.train) if settings.enabled else []
+        extra = {record.sha256 for record in trained}
+        cache = stored_features(run, encoder_params, reader, images, extra)
     except UserError as error:
         logger.warning("%s Evaluation goes on without stored features.", error)
         cache = None
@@ -89,7 +112,7 @@ def evaluation_inputs(run: Run, encoder_params: Any) -> Inputs:
         # Not whether the cache has them: of other images processes may hold different ones,
         # and all of them have to run the same step.
         if not all(record in known for record in records):
-            yield from _image_batches(run, records, title, run.mesh)
+            yield from image_inputs(run)(records, title)
             return
         for features, valid in _batches(run, records, title, run.mesh, read, cache.empty):
             yield Features(**features), valid
@@ -97,41 +120,32 @@ def evaluation_inputs(run: Run, encoder_params: Any) -> Inputs:
     return inputs
 
 
-def hashed(run: Run, records: Sequence[Record]) -> list[Record]:
-    """The records with the SHA-256 of their images; each process reads its share."""
-
-    def hash_share(share: Sequence[Record]) -> list[bytes]:
-        return list(map(bytes.fromhex, image_hashes(share, run.config.data.threads)))
-
-    digests = map_shared(hash_share, records, hashlib.sha256().digest_size)
-    return [
-        dataclasses.replace(record, sha256=digest.hex())
-        for record, digest in zip(records, digests, strict=True)
-    ]
-
-
 def stored_features(
     run: Run,
     encoder_params: Any,
+    reader: ImageReader,
     images: Mapping[str, Record],
-    beside: Collection[str] = (),
+    extra: Collection[str] = (),
 ) -> FeatureCache | None:
     """The cache, after it was given the features of images that it does not hold yet.
 
     Args:
       run: the parts of the run.
       encoder_params: the encoder's weights on all devices.
+      reader: of the images, with the cache.
       images: by the SHA-256 of each.
-      beside: SHA-256 of more images, whose features are to stay where they are stored.
+      extra: SHA-256 of more images, whose features are to stay if they are stored.
 
     Returns:
-      None if they do not fit into `config.cache.max_gigabytes`.
+      None if there is no cache, or they do not fit into `config.cache.max_gigabytes`.
 
     Raises:
       UserError: the cache cannot be written, or an image cannot be read.
     """
-    cache, settings = together(lambda: _open_cache(run)), run.config.cache
-    count, limit = len({*images, *beside}), int(settings.max_gigabytes * 1e9)
+    cache, settings = reader.cache, run.config.cache
+    if cache is None:
+        return None
+    count, limit = len({*images, *extra}), int(settings.max_gigabytes * 1e9)
     size = cache.bytes_for(count)
     if size > limit:
         logger.warning(
@@ -143,7 +157,7 @@ def stored_features(
             settings.max_gigabytes,
         )
         return None
-    kept = {*images, *(image for image in beside if image in cache)}
+    kept = {*images, *(image for image in extra if image in cache)}
     # The folder may be one that all processes share, or each may have its own.
     main_first(lambda: cache.make_room(kept, limit))
     missing = sum(image not in cache for image in images)
@@ -156,12 +170,14 @@ def stored_features(
     )
     processes = jax.process_count()
     # By place in the whole list, so that processes agree, whatever each of them found.
-    share = list(images)[jax.process_index() :: processes]
-    together(lambda: _fill(run, encoder_params, cache, _missing(cache, images, share)))
+    share = my_share(list(images))
+    together(lambda: _fill(run, encoder_params, reader, _missing(cache, images, share)))
     if processes > 1:
         # What the others encoded is there now, or on disks that are not ours.
         cache.refresh()
-        together(lambda: _fill(run, encoder_params, cache, _missing(cache, images, images)))
+        together(
+            lambda: _fill(run, encoder_params, reader, _missing(cache, images, images))
+        )
     return cache
 
 
@@ -177,6 +193,7 @@ def _open_cache(run: Run) -> FeatureCache:
             "architecture": run.encoder.description.hf_config.to_dict(),
             "weights": run.encoder.weight_hash,
             "settings": {path: settings[path] for path in touching(Config, FEATURES)},
+            "preprocessor": run.preprocessor.to_json(),
             "image_mean": run.encoder.image_mean,
             "image_std": run.encoder.image_std,
             "matmul_precision": str(jax.config.jax_default_matmul_precision),
@@ -203,7 +220,7 @@ def _missing(
 
 
 def _fill(
-    run: Run, encoder_params: Any, cache: FeatureCache, records: Sequence[Record]
+    run: Run, encoder_params: Any, reader: ImageReader, records: Sequence[Record]
 ) -> None:
     """Encodes images on this process's devices and stores their features."""
     if not records:
@@ -213,11 +230,11 @@ def _fill(
 
     def store() -> None:
         hashes, rows = zip(*waiting, strict=True)
-        cache.write(hashes, {k: np.stack([row[k] for row in rows]) for k in rows[0]})
+        reader.cache.write(hashes, {k: np.stack([row[k] for row in rows]) for k in rows[0]})
         waiting.clear()
 
     for record, features in zip(
-        records, _features(run, encoder_params, records), strict=True
+        records, _features(run, encoder_params, reader, records), strict=True
     ):
         waiting.append((record.sha256, features))
         if len(waiting) == chunk_images:
@@ -227,7 +244,7 @@ def _fill(
 
 
 def _features(
-    run: Run, encoder_params: Any, records: Sequence[Record]
+    run: Run, encoder_params: Any, reader: ImageReader, records: Sequence[Record]
 ) -> Iterator[dict[str, np.ndarray]]:
     """The features of each record, in order, by name."""
     mesh = run.mesh
@@ -235,22 +252,11 @@ def _features(
         mesh = make_mesh(devices=jax.local_devices())
         encoder_params = replicate(mesh, run.encoder.params)
     encode = jax.jit(run.encoder.encode)
-    unchanged = [
-        dataclasses.replace(record, image=UnchangedImage(record.image, record.sha256))
-        for record in records
-    ]
-    for images, valid in _image_batches(run, unchanged, "encoding", mesh):
+    load, empty = reader.take, run.preprocessor.empty
+    for images, valid in _batches(run, records, "encoding", mesh, load, empty):
         features = jax.device_get(encode(encoder_params, images))._asdict()
         for row in np.flatnonzero(valid):
             yield {name: values[row] for name, values in features.items()}
-
-
-def _image_batches(
-    run: Run, records: Sequence[Record], title: str, mesh: Mesh
-) -> Iterator[tuple[jax.Array, np.ndarray]]:
-    side = run.encoder.image_side
-    empty = np.zeros((side, side, 3), np.uint8)
-    return _batches(run, records, title, mesh, image_loader(side), empty)
 
 
 def _batches(

@@ -10,7 +10,6 @@ may be killed at any time, several may write at once, and a reader needs no lock
 a chunk into memory and keeps it, even if another process removes the file.
 """
 
-import dataclasses
 import hashlib
 import json
 import logging
@@ -20,15 +19,12 @@ import shutil
 import time
 import uuid
 import zlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from harmoniad_jax.data.records import ImageFile, Record
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.words import gigabytes
 
@@ -207,55 +203,6 @@ class FeatureCache:
             if FOLDER_NAME.fullmatch(folder.name) and (folder / DESCRIPTION_FILE).is_file()
         ]
         return [path for folder in folders for path in folder.glob(pattern)]
-
-
-def image_hashes(records: Iterable[Record], threads: int) -> list[str]:
-    """The SHA-256 of each record's image file; those that are not known are read.
-
-    Raises:
-      UserError: a file cannot be read.
-    """
-    records = list(records)
-
-    def image_hash(record: Record) -> str:
-        if record.sha256 is not None:
-            return record.sha256
-        try:
-            return hashlib.sha256(record.image.read_bytes()).hexdigest()
-        except OSError as error:
-            raise UserError(f"{record.image} cannot be read ({error})") from None
-
-    with ThreadPoolExecutor(threads) as pool:
-        hashes = pool.map(image_hash, records)
-        return list(
-            tqdm(hashes, "comparing images", len(records), leave=False, disable=None)
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class UnchangedImage:
-    """An image file that must still hold what it held when it was hashed."""
-
-    file: ImageFile
-    sha256: str
-
-    @property
-    def name(self) -> str:
-        return self.file.name
-
-    def read_bytes(self) -> bytes:
-        """The encoded image.
-
-        Raises:
-          UserError: it is another one by now.
-        """
-        data = self.file.read_bytes()
-        if hashlib.sha256(data).hexdigest() != self.sha256:
-            raise UserError(f"{self.file} changed while the program ran; start again.")
-        return data
-
-    def __str__(self) -> str:
-        return str(self.file)
 
 
 def _checksum(row: np.void, names: Sequence[str]) -> int:

@@ -1,5 +1,6 @@
 """From files on disk to predictions on disk."""
 
+import collections
 import contextlib
 import glob
 import os
@@ -7,14 +8,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from harmoniad_jax.data.folder import is_image
-from harmoniad_jax.data.preprocess import read_image
 from harmoniad_jax.errors import UserError
-from harmoniad_jax.inference.trained_model import Query, TrainedModel
+from harmoniad_jax.inference.result import ImageResult
+from harmoniad_jax.inference.trained_model import Query, Question, TrainedModel
 from harmoniad_jax.inference.writer import (
     CSV_FILE,
     OVERLAY_SIDE,
@@ -25,6 +24,7 @@ from harmoniad_jax.words import in_words
 
 # A path of more bytes is none, on any system.
 LONGEST_PATH = 4096
+UNREADABLE = "unreadable"  # beside the verdicts True, False and None
 
 
 def predict_files(
@@ -59,12 +59,7 @@ def predict_files(
     Raises:
       UserError: no images, no trained model, or nowhere to write.
     """
-    files, base = find_files(source)
-    # What an earlier call wrote into a folder below is no input.
-    files = [file for file in files if not file.resolve().is_relative_to(output.resolve())]
-    if not files:
-        raise UserError(f"--input={source} holds no images but those below --output.")
-    names = [PurePosixPath(file.relative_to(base).as_posix()) for file in files]
+    files, names = _inputs(source, output)
     writer = PredictionWriter(
         output, maps=maps, map_size=map_size, overlays=overlays, overwrite=overwrite
     )
@@ -73,6 +68,34 @@ def predict_files(
         Query(file, category or guess_category(name, model.categories))
         for file, name in zip(files, names, strict=True)
     ]
+    _say_whose_thresholds(model, queries, threshold)
+    thumbnail_side = OVERLAY_SIDE if overlays else 0
+    question = Question(false_positive_rate, threshold, thumbnail_side)
+    results = model.stream(queries, question)
+    with _saying_what_is_left(output), writer:
+        counts = _write_all(writer, names, results)
+    _say_what_was_found(counts, output)
+    return counts[UNREADABLE]
+
+
+def _inputs(source: str, output: Path) -> tuple[list[Path], list[PurePosixPath]]:
+    """The image files to judge, and what each is called in the output.
+
+    Raises:
+      UserError: there are none.
+    """
+    files, base = find_files(source)
+    # What an earlier call wrote into a folder below is not an input.
+    files = [file for file in files if not file.resolve().is_relative_to(output.resolve())]
+    if not files:
+        raise UserError(f"--input={source} holds no images but those below --output.")
+    return files, [PurePosixPath(file.relative_to(base).as_posix()) for file in files]
+
+
+def _say_whose_thresholds(
+    model: TrainedModel, queries: Sequence[Query], threshold: float | None
+) -> None:
+    """Prints which images are judged by the threshold of all products, and why."""
     borrowing = {query.category for query in queries} & set(
         model.categories_without_threshold
     )
@@ -91,24 +114,28 @@ def predict_files(
             "folders with the products' names, or give --category. There are "
             f"{', '.join(model.categories)}."
         )
-    results = model.stream(
-        queries, false_positive_rate=false_positive_rate, threshold=threshold
-    )
-    counts = {True: 0, False: 0, None: 0}
-    unreadable = 0
-    with (
-        _saying_what_is_left(output),
-        writer,
-        tqdm(desc="predicting", total=len(files), unit="image", disable=None) as progress,
-    ):
-        for file, name, result in zip(files, names, results, strict=True):
+
+
+def _write_all(
+    writer: PredictionWriter,
+    names: Sequence[PurePosixPath],
+    results: Iterator[ImageResult | UserError],
+) -> collections.Counter:
+    """Writes every result; counts verdicts and what could not be read."""
+    counts: collections.Counter = collections.Counter()
+    with tqdm(desc="predicting", total=len(names), unit="image", disable=None) as progress:
+        for name, result in zip(names, results, strict=True):
             if isinstance(result, UserError):
                 writer.write_error(name, str(result))
-                unreadable += 1
+                counts[UNREADABLE] += 1
             else:
-                writer.write(name, result, _shown(file) if overlays else None)
+                writer.write(name, result)
                 counts[result.is_defective] += 1
             progress.update()
+    return counts
+
+
+def _say_what_was_found(counts: collections.Counter, output: Path) -> None:
     if counts[None]:
         print(
             "The run held no images out (config.calibration.holdout=0, or a single photo "
@@ -117,10 +144,9 @@ def predict_files(
         )
     parts = [f"{counts[True]} defective", f"{counts[False]} good"]
     parts += [f"{counts[None]} without threshold"] if counts[None] else []
-    parts += [f"{unreadable} unreadable"] if unreadable else []
-    judged = in_words(len(files), "image", "images")
+    parts += [f"{counts[UNREADABLE]} unreadable"] if counts[UNREADABLE] else []
+    judged = in_words(counts.total(), "image", "images")
     print(f"{judged}: {', '.join(parts)}; see {output / CSV_FILE}")
-    return unreadable
 
 
 @contextlib.contextmanager
@@ -170,13 +196,3 @@ def guess_category(name: PurePosixPath, categories: Sequence[str]) -> str | None
     folders = "/".join(["", *name.parts[:-1], ""])
     found = [category for category in categories if f"/{category}/" in folders]
     return found[0] if len(found) == 1 else None
-
-
-def _shown(file: Path) -> np.ndarray | None:
-    """The image at the size of an overlay, [h, w, 3] uint8; None if it is gone by now."""
-    try:
-        image = Image.fromarray(read_image(file))
-    except UserError:
-        return None
-    image.thumbnail((OVERLAY_SIDE, OVERLAY_SIDE))
-    return np.asarray(image)

@@ -1,65 +1,49 @@
-"""Opening a run: its latest checkpoint, its encoder and its images, ready for use."""
+"""Opening a run: its latest checkpoint, its encoder and its images, as one object."""
 
-import dataclasses
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from harmoniad_jax.checkpoints.store import Checkpoints
 from harmoniad_jax.config import with_settings
+from harmoniad_jax.data.records import Dataset
+from harmoniad_jax.devices.processes import available_cores
 from harmoniad_jax.errors import UserError
-from harmoniad_jax.features.encode import evaluation_inputs
-from harmoniad_jax.inference.predictor import calibrate, with_statistics
-from harmoniad_jax.run.calibration import Calibration
-from harmoniad_jax.run.identity import Identity, check_identity
-from harmoniad_jax.run.run import Run, prepare_run
+from harmoniad_jax.features.encode import evaluation_inputs, image_inputs
+from harmoniad_jax.inference.trained import Trained, measured_on_good_images
+from harmoniad_jax.run.identity import Identity, check_encoder, check_identity
+from harmoniad_jax.run.run import prepare_run
 from harmoniad_jax.run.stored import with_last_settings
-from harmoniad_jax.steps.state import TrainState
 
 logger = logging.getLogger(__name__)
 
 
-class Restored(NamedTuple):
-    """A run at its latest checkpoint, ready for `evaluate`.
+def open_trained(workdir: Path, changes: Mapping[str, Any] | None = None) -> Trained:
+    """Opens a run at its latest checkpoint, with its images and its encoder.
 
-    Attributes:
-      run: its parts.
-      state: with statistics of the distances.
-      encoder_params: on all devices.
-      calibration: None where no image was held out.
-    """
-
-    run: Run
-    state: TrainState
-    encoder_params: Any
-    calibration: Calibration | None
-
-
-def restore_run(workdir: Path, changes: Mapping[str, Any] | None = None) -> Restored:
-    """Reads the latest checkpoint of `workdir`, and the images and encoder of its run.
+    A run that is not finished is measured on its good images now.
 
     Args:
       workdir: folder of the run.
       changes: dotted name to value of settings that are others now, such as
-        "evaluation.top_share"; none that touches training.
+        "evaluation.top_share"; none that touches learning or features.
 
     Raises:
       UserError: no checkpoint, or images or encoder that are not the run's.
     """
     with Checkpoints(workdir, read_only=True) as checkpoints:
         stored = checkpoints.read_identity()
-        config = with_last_settings(stored.config, workdir)
-        run = prepare_run(with_settings(config, changes or {}))
-        given = Identity.of(run.config, run.encoder, stored.train_fingerprint)
+        config = with_settings(with_last_settings(stored.config, workdir), changes or {})
+        run = prepare_run(config, preprocessor=stored.preprocessor)
+        given = Identity.of(run, stored.train_fingerprint)
         check_identity(stored, given, workdir)
-        state, _, calibration, finished = checkpoints.restore(run.abstract_state())
+        checkpoint = checkpoints.restore(run.abstract_state())
         # A finished run has seen its training images: they may change or go.
-        if not finished:
-            fingerprint = run.dataset.train_fingerprint
-            given = dataclasses.replace(given, train_fingerprint=fingerprint)
-            check_identity(stored, given, workdir)
+        if not checkpoint.finished:
+            check_identity(stored, Identity.of(run, run.dataset.train_fingerprint), workdir)
     changed = stored.train_fingerprint != run.dataset.train_fingerprint
+    calibration = checkpoint.calibration
     if changed and calibration and not calibration.fits(run.config.evaluation):
         # Which images were held out is known of the whole set alone.
         raise UserError(
@@ -68,13 +52,62 @@ def restore_run(workdir: Path, changes: Mapping[str, Any] | None = None) -> Rest
             "Evaluate with the settings of training, or bring the images back."
         )
     encoder_params = run.place_encoder()
-    if not finished:
+    inputs = evaluation_inputs(run, encoder_params)
+    trained = Trained(run, checkpoint.state, encoder_params, inputs, calibration)
+    if not checkpoint.finished:
         logger.info(
             "step %d of %d: training is not finished, calibrating now",
-            int(state.step),
+            int(checkpoint.state.step),
             run.config.train.num_steps,
         )
-        inputs = evaluation_inputs(run, encoder_params)
-        state = with_statistics(run, state, encoder_params, inputs)
-        calibration = calibrate(run, state, encoder_params, inputs)
-    return Restored(run, state, encoder_params, calibration)
+        trained = measured_on_good_images(trained)
+    return trained
+
+
+def open_for_new_images(workdir: Path, encoder: str | None = None) -> Trained:
+    """Opens a finished run for images that it has never seen; its own need not be there.
+
+    Args:
+      workdir: folder of the run.
+      encoder: where the encoder is, if not where it was in training.
+
+    Raises:
+      UserError: no checkpoint, training is not finished, or another encoder.
+    """
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        stored = checkpoints.read_identity()
+        _check_finished(checkpoints, workdir)
+        config = with_settings(
+            with_last_settings(stored.config, workdir),
+            {
+                "data.threads": available_cores(),
+                "encoder.name": encoder or stored.config.encoder.name,
+                # Scores are compared with those of the calibration: the same settings.
+                **_score_settings(checkpoints),
+            },
+        )
+        no_images = Dataset(train=[], test=[])
+        run = prepare_run(config, no_images, preprocessor=stored.preprocessor)
+        check_encoder(stored, Identity.of(run, stored.train_fingerprint), workdir)
+        checkpoint = checkpoints.restore(run.abstract_state())
+        # It may have turned out that the last checkpoint is damaged.
+        _check_finished(checkpoints, workdir)
+    return Trained(
+        *(run, checkpoint.state, run.place_encoder(), image_inputs(run)),
+        checkpoint.calibration,
+    )
+
+
+def _score_settings(checkpoints: Checkpoints) -> dict[str, Any]:
+    calibration = checkpoints.read_calibration()
+    settings = calibration.settings if calibration else {}
+    return {f"evaluation.{name}": value for name, value in settings.items()}
+
+
+def _check_finished(checkpoints: Checkpoints, workdir: Path) -> None:
+    if not checkpoints.finished:
+        num_steps = checkpoints.read_identity().config.train.num_steps
+        raise UserError(
+            f"{workdir} is at step {checkpoints.latest_step} of {num_steps}: finish "
+            "its training first, with the command that began it."
+        )

@@ -1,69 +1,22 @@
 """A trained model for new images: `harmoniad_jax.load("runs/a").predict(images)`."""
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import grain
 import numpy as np
-import scipy.ndimage
 
-from harmoniad_jax.checkpoints.store import Checkpoints
-from harmoniad_jax.data.pipeline import PREFETCHED_IMAGES
-from harmoniad_jax.data.preprocess import EIGHT_CONNECTED, preprocess, read_image
-from harmoniad_jax.data.records import Dataset, check_categories
-from harmoniad_jax.devices.processes import available_cores
+from harmoniad_jax.data.batches import prefetched, stacked
+from harmoniad_jax.data.images import decode
+from harmoniad_jax.data.preprocess import as_image
+from harmoniad_jax.data.records import check_categories
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.inference.predictor import Predictor
+from harmoniad_jax.inference.restore import open_for_new_images
+from harmoniad_jax.inference.result import ImageResult, find_boxes
 from harmoniad_jax.run.calibration import Normality
-from harmoniad_jax.run.identity import Identity, encoder_differences
-from harmoniad_jax.run.run import prepare_run
-from harmoniad_jax.run.stored import with_last_settings
-
-
-class Box(NamedTuple):
-    """A rectangle in pixels of the image; right and bottom are just outside."""
-
-    left: int
-    top: int
-    right: int
-    bottom: int
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class ImageResult:
-    """What the model says of one image.
-
-    Attributes:
-      anomaly_map: [S', S'] float32, larger is more anomalous.
-      score: of the image, larger is more anomalous.
-      category: that it was judged by; None where it was not known.
-      threshold: scores above it are defective; None if none was ever set.
-      pixel_threshold: the same for `anomaly_map`.
-      normalised_score: in [0, 1], 0.5 at the threshold and 0 at the median of good
-        images; None without threshold.
-      normalised_map: [S', S'] float32, the same for pixels; None without threshold.
-      boxes: around the regions above `pixel_threshold`, largest first.
-      size: (width, height) of the image in pixels.
-    """
-
-    anomaly_map: np.ndarray = dataclasses.field(repr=False)
-    score: float
-    category: str | None
-    threshold: float | None
-    pixel_threshold: float | None
-    normalised_score: float | None
-    normalised_map: np.ndarray | None = dataclasses.field(repr=False)
-    boxes: tuple[Box, ...]
-    size: tuple[int, int]
-
-    @property
-    def is_defective(self) -> bool | None:
-        """The verdict; None without threshold."""
-        return None if self.threshold is None else self.score > self.threshold
 
 
 class Query(NamedTuple):
@@ -77,10 +30,28 @@ class Query(NamedTuple):
     category: str | None = None
 
 
+class Question(NamedTuple):
+    """How images are judged.
+
+    false_positive_rate: share of good images that may be called defective, in (0, 1);
+        None: that of the run's settings.
+    threshold: of the score, instead of one that follows from the rate.
+    thumbnail_side: longer side of the thumbnails in pixels; 0: none are made.
+    """
+
+    false_positive_rate: float | None = None
+    threshold: float | None = None
+    thumbnail_side: int = 0
+
+
+THE_RUNS_OWN = Question()
+
+
 class _Loaded(NamedTuple):
     pixels: np.ndarray | None  # [S, S, 3] uint8; None: it could not be read
-    size: tuple[int, int]
-    error: str
+    size: tuple[int, int] = (0, 0)
+    thumbnail: np.ndarray | None = None
+    error: str = ""
 
 
 class TrainedModel:
@@ -96,49 +67,10 @@ class TrainedModel:
         Raises:
           UserError: no checkpoint, training is not finished, or another encoder.
         """
-        workdir = Path(workdir).expanduser()
-        with Checkpoints(workdir, read_only=True) as checkpoints:
-            stored = checkpoints.read_identity()
-            self._check_finished(checkpoints, workdir)
-            self._calibration = checkpoints.read_calibration()
-            config = self._adapted(with_last_settings(stored.config, workdir), encoder)
-            run = prepare_run(config, Dataset(train=[], test=[]))
-            given = Identity.of(run.config, run.encoder, stored.train_fingerprint)
-            problems = encoder_differences(stored, given)
-            if problems:
-                raise UserError(
-                    f"{'; '.join(problems)}. Name the encoder that {workdir} was trained "
-                    "with."
-                )
-            state = checkpoints.restore(run.abstract_state()).state
-            # It may have turned out that the last checkpoint is damaged.
-            self._check_finished(checkpoints, workdir)
-        self.config = run.config
-        self._batch_size = run.evaluation_batch_size
-        self._predictor = Predictor(run, state, run.place_encoder())
-
-    def _check_finished(self, checkpoints: Checkpoints, workdir: Path) -> None:
-        if not checkpoints.finished:
-            num_steps = checkpoints.read_identity().config.train.num_steps
-            raise UserError(
-                f"{workdir} is at step {checkpoints.latest_step} of {num_steps}: finish "
-                "its training first, with the command that began it."
-            )
-
-    def _adapted(self, config: Any, encoder: str | None) -> Any:
-        """The run's settings on this machine: its cores, and where its encoder is."""
-        settings = config.evaluation
-        if self._calibration is not None:
-            # Scores are compared with those of the calibration: same settings.
-            settings = dataclasses.replace(settings, **self._calibration.settings)
-        return dataclasses.replace(
-            config,
-            data=dataclasses.replace(config.data, threads=available_cores()),
-            encoder=dataclasses.replace(
-                config.encoder, name=encoder or config.encoder.name
-            ),
-            evaluation=settings,
-        )
+        trained = open_for_new_images(Path(workdir).expanduser(), encoder)
+        self.config = trained.run.config
+        self._run, self._calibration = trained.run, trained.calibration
+        self._predictor = Predictor(trained)
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -184,52 +116,31 @@ class TrainedModel:
             Query(image if isinstance(image, np.ndarray) else Path(image), category)
             for image in images
         ]
-        results = list(
-            self.stream(
-                queries, false_positive_rate=false_positive_rate, threshold=threshold
-            )
-        )
+        results = list(self.stream(queries, Question(false_positive_rate, threshold)))
         for result in results:
             if isinstance(result, UserError):
                 raise result
         return results
 
     def stream(
-        self,
-        queries: Sequence[Query],
-        *,
-        false_positive_rate: float | None = None,
-        threshold: float | None = None,
+        self, queries: Sequence[Query], question: Question = THE_RUNS_OWN
     ) -> Iterator[ImageResult | UserError]:
         """Judges images one after the other, in order; an error takes its image's place.
 
         Args and Raises: see `predict`; mistakes are found before the first image is asked
         for. Memory is that of a batch.
         """
-        self._check(queries, false_positive_rate, threshold)
-        return self._stream(queries, false_positive_rate, threshold)
+        self._check(queries, question)
+        return self._stream(queries, question)
 
-    def _stream(
-        self, queries: Sequence[Query], rate: float | None, threshold: float | None
-    ) -> Iterator[ImageResult | UserError]:
-        loaded = iter(
-            grain.MapDataset.source([query.image for query in queries])
-            .map(self._load)
-            .to_iter_dataset(grain.ReadOptions(self.config.data.threads, PREFETCHED_IMAGES))
-        )
-        pairs = zip(queries, loaded, strict=True)
-        while chunk := list(itertools.islice(pairs, self._batch_size)):
-            yield from self._judge(chunk, rate, threshold)
-
-    def _check(
-        self, queries: Sequence[Query], rate: float | None, threshold: float | None
-    ) -> None:
+    def _check(self, queries: Sequence[Query], question: Question) -> None:
+        rate, threshold = question.false_positive_rate, question.threshold
         if rate is not None and not 0 < rate < 1:
             raise UserError(
                 f"the false positive rate is {rate}; it must be between 0 and 1."
             )
         if threshold is not None and math.isnan(threshold):
-            raise UserError("the threshold is no number; give a score.")
+            raise UserError("the threshold is not a number; give a score.")
         if self._calibration is not None:
             wanted = {query.category for query in queries} - {None}
             check_categories(
@@ -239,106 +150,77 @@ class TrainedModel:
             if isinstance(query.image, np.ndarray):
                 _check_array(query.image)
 
-    def _load(self, image: np.ndarray | Path) -> _Loaded:
-        try:
-            if not isinstance(image, np.ndarray):
-                image = read_image(image)
-        except UserError as error:
-            return _Loaded(None, (0, 0), str(error))
-        if image.ndim == 2:
-            image = np.repeat(image[..., None], 3, axis=-1)
-        side = self.config.data.image_side
-        return _Loaded(preprocess(image, side), (image.shape[1], image.shape[0]), "")
-
-    def _judge(
-        self,
-        chunk: Sequence[tuple[Query, _Loaded]],
-        rate: float | None,
-        threshold: float | None,
+    def _stream(
+        self, queries: Sequence[Query], question: Question
     ) -> Iterator[ImageResult | UserError]:
-        """Predicts a batch, which is filled up with zeros."""
-        side = self.config.data.image_side
-        batch = np.zeros((self._batch_size, side, side, 3), np.uint8)
-        for row, (_, loaded) in enumerate(chunk):
-            if loaded.pixels is not None:
-                batch[row] = loaded.pixels
-        maps, scores, _ = self._predictor.predict_batch(batch)
-        for row, (query, loaded) in enumerate(chunk):
-            if loaded.pixels is None:
-                yield UserError(loaded.error)
+        """Predicts batch by batch; the last one is filled up."""
+        size, empty = self._run.evaluation_batch_size, self._run.preprocessor.empty
+        loaded = prefetched(
+            [query.image for query in queries],
+            lambda image: self._load(image, question.thumbnail_side),
+            self.config.data.threads,
+        )
+        pairs = zip(queries, loaded, strict=True)
+        while chunk := list(itertools.islice(pairs, size)):
+            rows = [empty if one.pixels is None else one.pixels for _, one in chunk]
+            prediction = self._predictor.predict_batch(stacked(rows, empty, size))
+            maps, scores = prediction.anomaly_maps, prediction.image_scores
+            for row, (query, one) in enumerate(chunk):
+                if one.pixels is None:
+                    yield UserError(one.error)
+                else:
+                    score = float(scores[row])
+                    yield self._result(query, question, one, maps[row], score)
+
+    def _load(self, image: np.ndarray | Path, thumbnail_side: int) -> _Loaded:
+        """Decodes an image once, for the encoder and for the eye."""
+        preprocessor = self._run.preprocessor
+        try:
+            if isinstance(image, np.ndarray):
+                image = as_image(image)
             else:
-                yield self._result(
-                    maps[row],
-                    float(scores[row]),
-                    query.category,
-                    loaded.size,
-                    rate,
-                    threshold,
-                )
+                image = decode(image)
+        except UserError as error:
+            return _Loaded(None, error=str(error))
+        pixels, size = preprocessor.scale(image), image.size
+        if not thumbnail_side:
+            return _Loaded(pixels, size)
+        image.thumbnail((thumbnail_side, thumbnail_side))
+        return _Loaded(pixels, size, np.asarray(image))
 
     def _result(
         self,
+        query: Query,
+        question: Question,
+        loaded: _Loaded,
         anomaly_map: np.ndarray,
         score: float,
-        category: str | None,
-        size: tuple[int, int],
-        rate: float | None,
-        threshold: float | None,
     ) -> ImageResult:
-        normality = self._normality(category)
+        normality, threshold = self._normality(query.category), question.threshold
         pixel_threshold = normalised_score = normalised_map = None
         if normality is not None:
             settings = self.config.calibration
+            rate = question.false_positive_rate or settings.false_positive_rate
             if threshold is None:
-                threshold = normality.threshold(rate or settings.false_positive_rate)
+                threshold = normality.threshold(rate)
             pixel_threshold = normality.pixel_threshold(settings.pixel_false_positive_rate)
             normalised_score = float(normality.normalise_score(score, threshold))
             normalised_map = normality.normalise_map(anomaly_map, pixel_threshold)
         return ImageResult(
             anomaly_map=anomaly_map,
             score=score,
-            category=category,
+            category=query.category,
             threshold=threshold,
             pixel_threshold=pixel_threshold,
             normalised_score=normalised_score,
             normalised_map=normalised_map,
-            boxes=find_boxes(anomaly_map, pixel_threshold, size),
-            size=size,
+            boxes=find_boxes(anomaly_map, pixel_threshold, loaded.size),
+            size=loaded.size,
+            thumbnail=loaded.thumbnail,
         )
 
     def _normality(self, category: str | None) -> Normality | None:
         return self._calibration.of(category) if self._calibration else None
-
-
-def find_boxes(
-    anomaly_map: np.ndarray, threshold: float | None, size: tuple[int, int]
-) -> tuple[Box, ...]:
-    """Boxes around the 8-connected regions above a threshold, largest region first.
-
-    Args:
-      anomaly_map: [S', S'] float32.
-      threshold: of its pixels; None: no boxes.
-      size: (width, height) of the image that the boxes are for.
-    """
-    if threshold is None:
-        return ()
-    regions, count = scipy.ndimage.label(anomaly_map > threshold, EIGHT_CONNECTED)
-    pixels = np.bincount(regions.ravel(), minlength=count + 1)[1:]
-    places = scipy.ndimage.find_objects(regions)
-    (map_height, map_width), (width, height) = anomaly_map.shape, size
-    boxes = []
-    for region in np.argsort(-pixels, kind="stable"):
-        rows, columns = places[region]
-        boxes.append(
-            # Whole numbers throughout: rounding would lead out of the image.
-            Box(
-                left=columns.start * width // map_width,
-                top=rows.start * height // map_height,
-                right=-(-columns.stop * width // map_width),
-                bottom=-(-rows.stop * height // map_height),
-            )
-        )
-    return tuple(boxes)
 
 
 def _check_array(image: np.ndarray) -> None:

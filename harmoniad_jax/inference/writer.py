@@ -6,13 +6,14 @@ import hashlib
 import json
 import os
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from harmoniad_jax.errors import UserError
+from harmoniad_jax.inference.result import ImageResult
 from harmoniad_jax.report.pictures import ColourScale, overlay, resize
 from harmoniad_jax.report.plots import colour_bar
 
@@ -38,22 +39,6 @@ SCALE = ColourScale(0.0, 1.0)
 NORMALISED_THRESHOLD = 0.5
 # Longer side of an overlay in pixels.
 OVERLAY_SIDE = 1024
-
-
-class Prediction(Protocol):
-    """What is written of an image; see `training.inference.ImageResult`."""
-
-    anomaly_map: np.ndarray
-    score: float
-    category: str | None
-    threshold: float | None
-    normalised_score: float | None
-    normalised_map: np.ndarray | None
-    boxes: tuple[tuple[int, int, int, int], ...]
-    size: tuple[int, int]
-
-    @property
-    def is_defective(self) -> bool | None: ...
 
 
 class PredictionWriter:
@@ -116,33 +101,31 @@ class PredictionWriter:
         if error_type is None:
             (self.folder / PARTIAL_FILE).replace(self.folder / CSV_FILE)
 
-    def write(
-        self, name: PurePosixPath, prediction: Prediction, image: np.ndarray | None = None
-    ) -> None:
-        """Writes one image's row, map and overlay.
+    def write(self, name: PurePosixPath, result: ImageResult) -> None:
+        """Writes one image's row and map, and its overlay if it has a thumbnail.
 
         Args:
           name: of the image, relative; that of its files.
-          prediction: of the image.
-          image: [h, w, 3] uint8 of any resolution, to draw the overlay on.
+          result: of the image.
         """
         verdicts = {None: "", False: "good", True: "defective"}
         self._write_row(
             name,
-            score=f"{prediction.score:.6g}",
-            normalised_score=_number(prediction.normalised_score),
-            threshold=_number(prediction.threshold),
-            verdict=verdicts[prediction.is_defective],
-            category=_no_formula(prediction.category or ""),
-            boxes=json.dumps([list(box) for box in prediction.boxes]),
+            score=f"{result.score:.6g}",
+            normalised_score=_number(result.normalised_score),
+            threshold=_number(result.threshold),
+            verdict=verdicts[result.is_defective],
+            category=_no_formula(result.category or ""),
+            boxes=json.dumps([list(box) for box in result.boxes]),
         )
+        normalised, thumbnail = result.normalised_map, result.thumbnail
         if self._maps == "npy":
-            np.save(self._path("maps", name, ".npy"), self._sized(prediction, "npy"))
-        elif self._maps == "png" and prediction.normalised_map is not None:
-            levels = np.round(self._sized(prediction, "png") * 65535).astype(np.uint16)
+            np.save(self._path("maps", name, ".npy"), self._sized(result, "npy"))
+        elif self._maps == "png" and normalised is not None:
+            levels = np.round(self._sized(result, "png") * 65535).astype(np.uint16)
             Image.fromarray(levels).save(self._path("maps", name, ".png"))
-        if self._overlays and image is not None and prediction.normalised_map is not None:
-            drawn = draw_overlay(image, prediction.normalised_map)
+        if self._overlays and thumbnail is not None and normalised is not None:
+            drawn = draw_overlay(thumbnail, normalised)
             Image.fromarray(drawn).save(self._path("overlays", name, ".jpg"), quality=90)
 
     def write_error(self, name: PurePosixPath, error: str) -> None:
@@ -156,12 +139,12 @@ class PredictionWriter:
         self._rows.writerow({"path": path, **cells})
         self._file.flush()
 
-    def _sized(self, prediction: Prediction, kind: str) -> np.ndarray:
+    def _sized(self, result: ImageResult, kind: str) -> np.ndarray:
         """The map that is written, [H, W] float32."""
-        values = prediction.anomaly_map if kind == "npy" else prediction.normalised_map
+        values = result.anomaly_map if kind == "npy" else result.normalised_map
         if self._map_size == "model":
             return values
-        return resize(values, prediction.size[::-1])
+        return resize(values, result.size[::-1])
 
     def _path(self, kind: str, name: PurePosixPath, suffix: str) -> Path:
         """OUT/maps/sub/a.jpg.png: the image's own suffix stays, for its namesakes."""

@@ -37,7 +37,7 @@ class CategoryContent(NamedTuple):
 
     Attributes:
       category: its name; "DATA_SET/CLASS" where data sets are joined.
-      figures: its `metrics.category_metrics`.
+      metrics: see `metrics.category_metrics`.
       threshold: images with a score above it are called defective; None where there is
         none.
       image_scores: [N] float32, finite, of all its test images.
@@ -50,7 +50,7 @@ class CategoryContent(NamedTuple):
     """
 
     category: str
-    figures: Mapping[str, float | None]
+    metrics: Mapping[str, float | None]
     threshold: float | None
     image_scores: np.ndarray
     image_labels: np.ndarray

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from harmoniad_jax.config import Config
+from harmoniad_jax.data.preprocess import Preprocessor
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.fields import FEATURES, LEARNING, flatten, touching
-from harmoniad_jax.model.encoders.encoder import Encoder
+from harmoniad_jax.run.run import Run
 from harmoniad_jax.run.stored import parse_stored
 
 
@@ -20,26 +21,31 @@ class Identity:
       config: all settings of the run.
       encoder: the encoder's name, for messages.
       weight_hash: SHA-256 of the encoder's weights.
-      preprocessing: mean and standard deviation that the encoder normalises RGB with.
+      normalisation: mean and standard deviation that the encoder normalises RGB with.
+      preprocessor: what makes the encoder's input of an image.
       train_fingerprint: SHA-256 of the training images' names.
     """
 
     config: Config
     encoder: str
     weight_hash: str
-    preprocessing: dict[str, list[float]]
+    normalisation: dict[str, list[float]]
+    preprocessor: Preprocessor
     train_fingerprint: str
 
     @classmethod
-    def of(cls, config: Config, encoder: Encoder, train_fingerprint: str) -> "Identity":
+    def of(cls, run: Run, train_fingerprint: str) -> "Identity":
+        """That of a run whose training images have this fingerprint."""
+        encoder = run.encoder
         return cls(
-            config=config,
+            config=run.config,
             encoder=encoder.description.name,
             weight_hash=encoder.weight_hash,
-            preprocessing={
+            normalisation={
                 "image_mean": list(encoder.image_mean),
                 "image_std": list(encoder.image_std),
             },
+            preprocessor=run.preprocessor,
             train_fingerprint=train_fingerprint,
         )
 
@@ -55,7 +61,17 @@ class Identity:
                 f"the checkpoint was written by another version of this program: {error} "
                 "Use that version, or train anew in another --workdir."
             ) from None
-        return cls(**{**values, "config": config})
+        # Version 0.1.0 had another name for the one, and a side alone for the other.
+        normalisation = values.get("normalisation", values.get("preprocessing"))
+        preprocessor = values.get("preprocessor", {"side": config.data.image_side})
+        return cls(
+            config=config,
+            encoder=values["encoder"],
+            weight_hash=values["weight_hash"],
+            normalisation=normalisation,
+            preprocessor=Preprocessor.from_json(preprocessor),
+            train_fingerprint=values["train_fingerprint"],
+        )
 
 
 def check_identity(stored: Identity, given: Identity, workdir: Path) -> None:
@@ -72,6 +88,19 @@ def check_identity(stored: Identity, given: Identity, workdir: Path) -> None:
         raise UserError(
             f"{workdir} holds the checkpoint of another run: {'; '.join(problems)}. "
             "Give a new --workdir, or the settings that the run began with."
+        )
+
+
+def check_encoder(stored: Identity, given: Identity, workdir: Path) -> None:
+    """Refuses to use a run with another encoder.
+
+    Raises:
+      UserError: saying in what it differs.
+    """
+    problems = encoder_differences(stored, given)
+    if problems:
+        raise UserError(
+            f"{'; '.join(problems)}. Name the encoder that {workdir} was trained with."
         )
 
 
@@ -94,9 +123,14 @@ def encoder_differences(stored: Identity, given: Identity) -> list[str]:
             f"({given.weight_hash[:12]}) than {stored.encoder!r}, which the run was "
             f"trained with ({stored.weight_hash[:12]})"
         )
-    if stored.preprocessing != given.preprocessing:
+    if stored.normalisation != given.normalisation:
         problems.append(
-            f"the encoder {given.encoder!r} normalises images with {given.preprocessing}, "
-            f"but the run was trained with {stored.preprocessing}"
+            f"the encoder {given.encoder!r} normalises images with {given.normalisation}, "
+            f"but the run was trained with {stored.normalisation}"
+        )
+    if stored.preprocessor != given.preprocessor:
+        problems.append(
+            f"images are prepared with {given.preprocessor}, but the run was trained with "
+            f"{stored.preprocessor}"
         )
     return problems

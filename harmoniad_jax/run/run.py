@@ -8,10 +8,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
-from harmoniad_jax.config import Config, raise_problems
-from harmoniad_jax.data.records import Dataset
+from harmoniad_jax.config import Config
+from harmoniad_jax.data.preprocess import Preprocessor
+from harmoniad_jax.data.records import Dataset, Record
 from harmoniad_jax.devices.mesh import (
     abstract_on,
     make_mesh,
@@ -21,7 +23,7 @@ from harmoniad_jax.devices.mesh import (
     split_over_model,
 )
 from harmoniad_jax.devices.processes import available_cores, main_first, together
-from harmoniad_jax.errors import UserError
+from harmoniad_jax.errors import UserError, raise_problems
 from harmoniad_jax.model.encoders.encoder import (
     Encoder,
     EncoderDescription,
@@ -51,6 +53,7 @@ class Run:
     config: Config  # resolved: nothing in it is automatic any more
     dataset: Dataset | None  # None: a run of shapes alone
     mesh: Mesh
+    preprocessor: Preprocessor
     encoder: Encoder
     steps: Steps
 
@@ -58,6 +61,10 @@ class Run:
     def evaluation_batch_size(self) -> int:
         """Images per step of evaluation: as configured, for every device equally many."""
         return -(-self.config.evaluation.batch_size // self.mesh.size) * self.mesh.size
+
+    def load_image(self, record: Record) -> np.ndarray:
+        """The encoder's input for a record's image, [S, S, 3] uint8."""
+        return self.preprocessor.load(record.image)
 
     def initial_state(self) -> TrainState:
         """Draws the state before the first step; traceable."""
@@ -87,13 +94,18 @@ class Run:
 
 
 def prepare_run(
-    config: Config, dataset: Dataset | None = None, *, for_training: bool = False
+    config: Config,
+    dataset: Dataset | None = None,
+    *,
+    preprocessor: Preprocessor | None = None,
+    for_training: bool = False,
 ) -> Run:
     """Checks the settings, lists the data and loads the encoder.
 
     Args:
       config: of the run.
       dataset: taken instead of the configured images, which need not be there then.
+      preprocessor: that the run was trained with; None: the one of the settings.
       for_training: whether its batch and its mesh must fit these devices; else all
         devices there are do the same.
 
@@ -117,10 +129,16 @@ def prepare_run(
         seed=config.encoder.untrained.seed,
     )
     mesh = make_mesh(config.sharding if for_training else None)
-    return assemble(config, dataset, encoder, mesh)
+    return assemble(config, dataset, encoder, mesh, preprocessor)
 
 
-def assemble(config: Config, dataset: Dataset | None, encoder: Encoder, mesh: Mesh) -> Run:
+def assemble(
+    config: Config,
+    dataset: Dataset | None,
+    encoder: Encoder,
+    mesh: Mesh,
+    preprocessor: Preprocessor | None = None,
+) -> Run:
     """Puts a run together.
 
     Args:
@@ -128,7 +146,9 @@ def assemble(config: Config, dataset: Dataset | None, encoder: Encoder, mesh: Me
       dataset: None for a run of which no more than shapes is asked.
       encoder: its weights may be shapes too, then.
       mesh: of the run.
+      preprocessor: None: the one of the settings.
     """
+    preprocessor = preprocessor or Preprocessor(side=config.data.image_side)
     steps = Steps(
         encoder=encoder,
         model=HarmoniAD(
@@ -140,7 +160,7 @@ def assemble(config: Config, dataset: Dataset | None, encoder: Encoder, mesh: Me
         micro_batches=config.train.micro_batches,
         check_numerics=config.train.check_numerics,
     )
-    return Run(config, dataset, mesh, encoder, steps)
+    return Run(config, dataset, mesh, preprocessor, encoder, steps)
 
 
 def resolve_config(

@@ -6,14 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harmoniad_jax.config import (
-    REMOVED,
-    Config,
-    EvaluationConfig,
-    parse_config,
-    raise_problems,
-)
-from harmoniad_jax.errors import UserError
+from harmoniad_jax.config import REMOVED, Config, EvaluationConfig, parse_config
+from harmoniad_jax.errors import UserError, raise_problems
 from harmoniad_jax.fields import SCORES, touching, with_older_values, without_removed
 
 CONFIG_FILE = "config.json"

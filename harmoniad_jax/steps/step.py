@@ -5,7 +5,7 @@ All of them are pure functions; who calls them compiles them with shardings.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -182,11 +182,27 @@ class Steps:
         Returns:
           `Prediction`, float32.
         """
+        distances = self.distance_step(params, encoder_params, inputs)
+        # Compiled as if they were two programs: calibration, which has distances in hand,
+        # calls the second alone, and an image has to score the same there, to the bit.
+        return self.score_step(statistics, jax.lax.optimization_barrier(distances))
+
+    def score_step(
+        self, statistics: Statistics, distances: Mapping[str, jax.Array]
+    ) -> Prediction:
+        """Anomaly maps and image scores from distances: the last part of `predict_step`.
+
+        Args:
+          statistics: of the distances on good images.
+          distances: see `distance_step`.
+
+        Returns:
+          `Prediction`, float32.
+        """
         settings = self.evaluation
         weights = self._weights(
             settings.fused_weight, settings.high_weight, settings.low_weight
         )
-        distances = self.distance_step(params, encoder_params, inputs)
         compared = distances
         if settings.standardise:
             compared = scoring.standardise(distances, statistics)
@@ -244,17 +260,14 @@ def _finite_flags(named: Mapping[str, Any]) -> dict[str, jax.Array]:
     }
 
 
-def measure_statistics(batches: Sequence[Mapping[str, np.ndarray]]) -> Statistics:
-    """Mean and deviation [G] of the distances [B, G, h, w] of several batches, by name."""
-    joined = {
-        name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]
-    }
+def measure_statistics(distances: Mapping[str, np.ndarray]) -> Statistics:
+    """Mean and deviation [G] of the distances [N, G, h, w] of good images, by name."""
 
     def by_group(measure: Callable) -> dict[str, np.ndarray]:
         """In double precision: there may be millions of positions."""
         return {
             name: np.float32(measure(maps, axis=(0, 2, 3), dtype=np.float64))
-            for name, maps in joined.items()
+            for name, maps in distances.items()
         }
 
     return Statistics(mean=by_group(np.mean), deviation=by_group(np.std))

@@ -8,12 +8,13 @@ import grain
 import jax
 import numpy as np
 
-from harmoniad_jax.data.pipeline import image_loader, training_order
+from harmoniad_jax.data.batches import training_order
 from harmoniad_jax.data.records import Record
 from harmoniad_jax.devices.mesh import replicate
 from harmoniad_jax.devices.processes import all_agree
 from harmoniad_jax.errors import UserError
-from harmoniad_jax.features.encode import hashed, stored_features
+from harmoniad_jax.features.encode import image_reader, stored_features
+from harmoniad_jax.features.reading import ImageReader
 from harmoniad_jax.features.store import FeatureCache
 from harmoniad_jax.model.encoders.encoder import Features
 from harmoniad_jax.run.run import Run
@@ -39,29 +40,33 @@ class TrainingData(NamedTuple):
     table: Features | None = None
 
 
-def training_data(run: Run, encoder_params: Any) -> TrainingData:
+def training_data(
+    run: Run, encoder_params: Any, reader: ImageReader | None = None
+) -> TrainingData:
     """The data of a run; encodes what is not in the feature cache yet.
 
     Args:
       run: the parts of the run.
       encoder_params: the encoder's weights on all devices.
+      reader: that has read images of the run already.
 
     Raises:
       UserError: the cache cannot be written, or an image cannot be read.
     """
     records = run.dataset.train
     if run.config.cache.enabled:
-        records = hashed(run, records)
+        reader = reader or image_reader(run)
+        records = reader.hashed(records)
         order = _order(run, records)
         images = _visited(run, order, records)
-        cache = stored_features(run, encoder_params, images)
+        cache = stored_features(run, encoder_params, reader, images)
         if cache is not None:
             if _fits_on_device(run, cache.bytes_for(len(images))):
                 rows = {image: np.int32(row) for row, image in enumerate(images)}
                 table = _load_on_device(run, cache, list(images))
                 return TrainingData(order, lambda r: rows[r.sha256], True, table)
             return TrainingData(order, lambda record: cache.read(record.sha256), True)
-    return TrainingData(_order(run, records), image_loader(run.encoder.image_side), False)
+    return TrainingData(_order(run, records), run.load_image, False)
 
 
 def _order(run: Run, records: Sequence[Record]) -> grain.MapDataset:

@@ -12,13 +12,14 @@ import numpy as np
 from harmoniad_jax.checkpoints.folders import has_checkpoints
 from harmoniad_jax.checkpoints.store import Checkpoints
 from harmoniad_jax.config import Config
-from harmoniad_jax.data.folder import check_images
+from harmoniad_jax.data.folder import masks_of
 from harmoniad_jax.devices.compilation import gigaflops
-from harmoniad_jax.devices.processes import Agreement, is_main, together
+from harmoniad_jax.devices.processes import Agreement, is_main
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.evaluation.evaluate import REPORT_FOLDER, evaluate
-from harmoniad_jax.features.encode import evaluation_inputs
-from harmoniad_jax.inference.predictor import calibrate, with_statistics
+from harmoniad_jax.features.encode import evaluation_inputs, image_reader
+from harmoniad_jax.features.reading import ImageReader
+from harmoniad_jax.inference.trained import Trained, measured_on_good_images
 from harmoniad_jax.report.html.writer import ReportWriter
 from harmoniad_jax.run.identity import Identity, check_identity
 from harmoniad_jax.run.run import Run, prepare_run
@@ -54,13 +55,14 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
 
 def _train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     run = prepare_run(config, for_training=True)
-    identity = Identity.of(run.config, run.encoder, run.dataset.train_fingerprint)
+    identity = Identity.of(run, run.dataset.train_fingerprint)
     if run.config.evaluation.report:
         # Better now than after training: a folder of that name that holds other things.
         ReportWriter(workdir / REPORT_FOLDER)
     resumes = has_checkpoints(workdir)
-    if not resumes and run.config.data.check_images:
-        _check_images(run)
+    reader = None if resumes else image_reader(run)
+    if reader is not None and run.config.data.check_images:
+        _read_images(run, reader)
     settings = run.config.train
     with Checkpoints(
         workdir, keep=settings.keep_checkpoints, keep_every=settings.keep_every_steps
@@ -81,34 +83,44 @@ def _train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
             state, iterator_state = run.new_state(), None
             calibration, finished = None, False
 
+        inputs = evaluation_inputs(run, encoder_params, reader)
         if int(state.step) < settings.num_steps:
-            stepper = make_stepper(run, encoder_params)
+            stepper = make_stepper(run, encoder_params, reader)
+            reader = None  # and what it still keeps in memory
             if iterator_state is not None:
                 stepper.batches.set_state(iterator_state)
             state = _train(run, state, stepper, checkpoints, identity, workdir)
             iterator_state = stepper.batches.get_state()
-        inputs = None
+        trained = Trained(run, state, encoder_params, inputs, calibration)
         if not finished:
             try:
-                inputs = evaluation_inputs(run, encoder_params)
-                state = with_statistics(run, state, encoder_params, inputs)
-                calibration = calibrate(run, state, encoder_params, inputs)
+                trained = measured_on_good_images(trained)
             except Interrupted:
                 if jax.process_count() == 1:
                     _save_and_wait(checkpoints, state, iterator_state, identity)
                 raise
-            checkpoints.save(state, iterator_state, identity, calibration, finished=True)
-    return evaluate(run, state, encoder_params, calibration, workdir, inputs)
+            checkpoints.save(
+                *(trained.state, iterator_state, identity, trained.calibration),
+                finished=True,
+            )
+    return evaluate(trained, workdir)
 
 
-def _check_images(run: Run) -> None:
-    """Decodes every image, each process its share."""
+def _read_images(run: Run, reader: ImageReader) -> None:
+    """Reads what is to be encoded now, and tries whether all other images can be read."""
     logger.info("checking that every image can be read")
-    records = [*run.dataset.train, *run.dataset.held_out, *run.dataset.test]
+    dataset, cache = run.dataset, run.config.cache
+    encoded = [*dataset.train] if cache.enabled else []
+    encoded += [*dataset.held_out, *dataset.test] if cache.evaluation else []
     # Prepared data sets were checked when they were prepared.
-    unknown = [record for record in records if record.sha256 is None]
-    share = unknown[jax.process_index() :: jax.process_count()]
-    together(lambda: check_images(share))
+    unknown = [
+        record
+        for record in (*dataset.train, *dataset.held_out, *dataset.test)
+        if record.sha256 is None
+    ]
+    known = set(encoded)
+    images = [record.image for record in unknown if record not in known]
+    reader.read(encoded, images, masks_of(unknown))
 
 
 def describe_run(run: Run) -> None:

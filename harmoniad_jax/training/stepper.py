@@ -5,16 +5,14 @@ read and encoded in every step; their features are read; or all features are in 
 devices' memory and the host sends row numbers alone, for several steps at once.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from harmoniad_jax.data.pipeline import training_batches
+from harmoniad_jax.data.batches import training_batches
 from harmoniad_jax.devices.compilation import compile_ahead
 from harmoniad_jax.devices.mesh import (
     abstract_on,
@@ -24,116 +22,159 @@ from harmoniad_jax.devices.mesh import (
     shard_batch,
     shardings_of,
 )
+from harmoniad_jax.features.reading import ImageReader
 from harmoniad_jax.model.encoders.encoder import Features
 from harmoniad_jax.run.run import Run
 from harmoniad_jax.steps.state import TrainState
-from harmoniad_jax.training.data import training_data
+from harmoniad_jax.training.data import TrainingData, training_data
 
 Metrics = dict[str, jax.Array]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Stepper:
-    """Takes the steps of a run.
-
-    Attributes:
-      batches: the iterator over this process's share of the data; its state continues it.
-      advance: takes a state and a number of steps, at most `steps_per_call`; takes their
-        batches and returns the state after them and the metrics of the last one. The
-        state that was given is used up.
-      program: the compiled function that `advance` calls; its first argument, the state,
-        is used up.
-      steps_per_call: steps that can be dispatched at once.
-      order: the endless order of the run's images.
-      batch_size: B.
-    """
-
-    batches: grain.DatasetIterator
-    advance: Callable[[TrainState, int], tuple[TrainState, Metrics]]
-    program: jax.stages.Compiled
-    steps_per_call: int
-    order: grain.MapDataset
-    batch_size: int
-
-    def images_of(self, step: int) -> list[str]:
-        """The images of a step, counted from 1."""
-        first = (step - 1) * self.batch_size
-        return [str(self.order[first + row].image) for row in range(self.batch_size)]
-
-
-def make_stepper(run: Run, encoder_params: Any) -> Stepper:
+def make_stepper(
+    run: Run, encoder_params: Any, reader: ImageReader | None = None
+) -> "Stepper":
     """The steps of a run from its beginning, compiled; fills the feature cache first.
 
     Args:
       run: the parts of the run.
       encoder_params: the encoder's weights on all devices.
+      reader: that has read images of the run already.
     """
-    data = training_data(run, encoder_params)
-    settings, mesh = run.config.train, run.mesh
-    everywhere, split = replicated(mesh), batched(mesh)
-    on_device = data.table is not None
-    batches = training_batches(
-        data.order,
-        data.load,
-        batch_size=settings.batch_size,
-        threads=run.config.data.threads,
-        # Row numbers are needed by all.
-        process_index=0 if on_device else jax.process_index(),
-        process_count=1 if on_device else jax.process_count(),
-    )
-    state = run.abstract_state()
-    state_sharding = shardings_of(state)
+    data = training_data(run, encoder_params, reader)
+    if data.table is not None:
+        return TableStepper(run, data)
+    if data.is_encoded:
+        return FeatureStepper(run, data)
+    return ImageStepper(run, data, encoder_params)
 
-    def compiled(function: Callable, shardings: tuple, *arguments: Any):
+
+class Stepper:
+    """Takes the steps of a run, one in each call.
+
+    Attributes:
+      batches: the iterator over this process's share of the data; its state continues it.
+      steps_per_call: steps that can be dispatched at once.
+      program: the compiled function that `advance` calls; its first argument, the state,
+        is used up.
+    """
+
+    steps_per_call = 1
+    program: jax.stages.Compiled
+
+    def __init__(self, run: Run, data: TrainingData):
+        self.run, self._data = run, data
+        self.batches = training_batches(
+            data.order,
+            data.load,
+            batch_size=run.config.train.batch_size,
+            threads=run.config.data.threads,
+            **self._share(),
+        )
+
+    def advance(self, state: TrainState, steps: int) -> tuple[TrainState, Metrics]:
+        """Takes steps.
+
+        Args:
+          state: before them; it is used up.
+          steps: how many, at most `steps_per_call`.
+
+        Returns:
+          The state after them, and the metrics of the last one.
+        """
+        raise NotImplementedError
+
+    def images_of(self, step: int) -> list[str]:
+        """The images of a step, counted from 1."""
+        size = self.run.config.train.batch_size
+        first = (step - 1) * size
+        return [str(self._data.order[first + row].image) for row in range(size)]
+
+    def _share(self) -> dict[str, int]:
+        """Which rows of each batch this process reads."""
+        return {
+            "process_index": jax.process_index(),
+            "process_count": jax.process_count(),
+        }
+
+    def _compiled(self, function: Callable, shardings: tuple, *arguments: Any):
         """A step whose state is donated; what follows it has these shardings."""
+        state = self.run.abstract_state()
+        state_sharding = shardings_of(state)
         jitted = jax.jit(
             function,
             in_shardings=(state_sharding, *shardings),
-            out_shardings=(state_sharding, everywhere),
+            out_shardings=(state_sharding, replicated(self.run.mesh)),
             donate_argnums=0,
         )
         return compile_ahead("the step", jitted, state, *arguments)
 
-    if on_device:
-        most = settings.steps_per_call
-        take_steps = several_steps(run, most)
-        shape = (most, settings.batch_size)
-        rows = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=everywhere)
-        count = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
-        call = compiled(take_steps, 3 * (everywhere,), data.table, rows, count)
 
-        def advance(state: TrainState, steps: int) -> tuple[TrainState, Metrics]:
-            taken = np.zeros(shape, np.int32)
-            for step in range(steps):
-                taken[step] = next(batches)
-            return call(state, data.table, *place(everywhere, (taken, np.int32(steps))))
+class ImageStepper(Stepper):
+    """Reads the images of each step, and encodes them in it."""
 
-        return Stepper(batches, advance, call, most, data.order, settings.batch_size)
+    def __init__(self, run: Run, data: TrainingData, encoder_params: Any):
+        super().__init__(run, data)
+        self._encoder_params = encoder_params
+        split = batched(run.mesh)
+        empty = run.preprocessor.empty
+        shape = (run.config.train.batch_size, *empty.shape)
+        images = jax.ShapeDtypeStruct(shape, empty.dtype, sharding=split)
+        shardings = (shardings_of(encoder_params), split)
+        self.program = self._compiled(
+            run.steps.train_step, shardings, encoder_params, images
+        )
 
-    if data.is_encoded:
-        shapes = run.encoder.feature_shapes(settings.batch_size)
+    def advance(self, state: TrainState, steps: int) -> tuple[TrainState, Metrics]:
+        assert steps == 1
+        images = shard_batch(self.run.mesh, next(self.batches))
+        return self.program(state, self._encoder_params, images)
+
+
+class FeatureStepper(Stepper):
+    """Reads the stored features of each step's images."""
+
+    def __init__(self, run: Run, data: TrainingData):
+        super().__init__(run, data)
+        split = batched(run.mesh)
+        shapes = run.encoder.feature_shapes(run.config.train.batch_size)
         shapes = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, run.config.cache.dtype), shapes
         )
-        call = compiled(run.steps.update, (split,), abstract_on(split, shapes))
+        features = abstract_on(split, shapes)
+        self.program = self._compiled(run.steps.update, (split,), features)
 
-        def advance(state: TrainState, steps: int) -> tuple[TrainState, Metrics]:
-            assert steps == 1
-            return call(state, Features(**shard_batch(mesh, next(batches))))
+    def advance(self, state: TrainState, steps: int) -> tuple[TrainState, Metrics]:
+        assert steps == 1
+        features = shard_batch(self.run.mesh, next(self.batches))
+        return self.program(state, Features(**features))
 
-    else:
-        side = run.config.data.image_side
-        images = jax.ShapeDtypeStruct(
-            (settings.batch_size, side, side, 3), np.uint8, sharding=split
+
+class TableStepper(Stepper):
+    """Sends row numbers of features that are in the devices' memory, for several steps."""
+
+    def __init__(self, run: Run, data: TrainingData):
+        super().__init__(run, data)
+        settings, everywhere = run.config.train, replicated(run.mesh)
+        self.steps_per_call = settings.steps_per_call
+        self._shape = (settings.steps_per_call, settings.batch_size)
+        rows = jax.ShapeDtypeStruct(self._shape, jnp.int32, sharding=everywhere)
+        count = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+        take_steps = several_steps(run, self.steps_per_call)
+        self.program = self._compiled(
+            take_steps, 3 * (everywhere,), data.table, rows, count
         )
-        shardings = (shardings_of(encoder_params), split)
-        call = compiled(run.steps.train_step, shardings, encoder_params, images)
 
-        def advance(state: TrainState, steps: int) -> tuple[TrainState, Metrics]:
-            assert steps == 1
-            return call(state, encoder_params, shard_batch(mesh, next(batches)))
+    def advance(self, state: TrainState, steps: int) -> tuple[TrainState, Metrics]:
+        taken = np.zeros(self._shape, np.int32)
+        for step in range(steps):
+            taken[step] = next(self.batches)
+        rows = place(replicated(self.run.mesh), (taken, np.int32(steps)))
+        return self.program(state, self._data.table, *rows)
 
-    return Stepper(batches, advance, call, 1, data.order, settings.batch_size)
+    def _share(self) -> dict[str, int]:
+        # Row numbers are needed by all processes.
+        return {"process_index": 0, "process_count": 1}
 
 
 def several_steps(run: Run, most: int) -> Callable:

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from harmoniad_jax.data.preprocess import read_image, read_mask
+from harmoniad_jax.data.images import read_image, read_mask
 from harmoniad_jax.data.records import ImageFile, Record
 
 SEVERITIES = (1, 2, 3, 4, 5)

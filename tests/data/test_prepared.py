@@ -13,8 +13,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from harmoniad_jax.data.folder import folder_dataset
+from harmoniad_jax.data.images import read_image, read_mask
 from harmoniad_jax.data.prepared import prepared_dataset
-from harmoniad_jax.data.preprocess import read_image, read_mask
 from harmoniad_jax.data.records import join
 from harmoniad_jax.errors import UserError
 from tfds_builders import BUILDERS, anomaly_builder

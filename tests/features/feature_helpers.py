@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from run_helpers import changed
 
-from harmoniad_jax.data.pipeline import image_loader, training_batches
+from harmoniad_jax.data.batches import training_batches
 from harmoniad_jax.devices.mesh import replicate, shard_batch
 from harmoniad_jax.model.encoders.encoder import Features
 from harmoniad_jax.steps.state import create_state
@@ -82,8 +82,8 @@ def assert_fresh(run, data, count=IMAGES, tolerance=1e-5):
     """
     assert data.is_encoded
     records = records_of(data, count)
-    load = image_loader(run.encoder.image_side)
-    images = np.stack([load(record) for record in records])
+    load = run.preprocessor.load
+    images = np.stack([load(record.image) for record in records])
     encode = compiled(run.encoder.encode)
     expected = jax.device_get(encode(run.encoder.params, images))
     for row, record in enumerate(records):

@@ -1,8 +1,6 @@
 """The feature cache: what was written is read back, here and in other processes."""
 
-import hashlib
 import itertools
-import os
 import tempfile
 import time
 
@@ -24,9 +22,7 @@ from feature_cache_helpers import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harmoniad_jax.data.records import EncodedImage, Record
-from harmoniad_jax.errors import UserError
-from harmoniad_jax.features.store import FeatureCache, image_hashes
+from harmoniad_jax.features.store import FeatureCache
 from harmoniad_jax.words import gigabytes
 
 # What is written is read.
@@ -244,47 +240,3 @@ def test_a_killed_writer_leaves_only_complete_chunks(tmp_path):
 
 
 # Hashes of images.
-
-
-def records_of(paths):
-    return [Record(path, "any") for path in paths]
-
-
-@pytest.mark.parametrize("threads", [1, 2, 5])
-def test_image_hashes_are_of_the_files_in_order(tmp_path, threads):
-    paths = [tmp_path / f"{index}.png" for index in range(20)]
-    for index, path in enumerate(paths):
-        path.write_bytes(os.urandom(index * 100))
-    expected = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
-    assert image_hashes(records_of(paths), threads) == expected
-    assert image_hashes(iter(records_of(paths)), threads) == expected
-
-
-def test_a_known_hash_is_used_without_reading(tmp_path):
-    known = Record(tmp_path / "absent.png", "any", sha256=image(7))
-    encoded = Record(EncodedImage("name", b"content"), "any")
-    found = image_hashes([known, encoded], 2)
-    assert found == [image(7), hashlib.sha256(b"content").hexdigest()]
-
-
-def test_no_images_have_no_hashes():
-    assert image_hashes([], 2) == []
-
-
-def test_a_changed_image_has_another_hash_whatever_its_name_and_date(tmp_path):
-    path = tmp_path / "image.png"
-    path.write_bytes(b"one")
-    status = path.stat()
-    before = image_hashes(records_of([path]), 1)
-    path.write_bytes(b"two")
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert path.stat().st_mtime_ns == status.st_mtime_ns
-    assert path.stat().st_size == status.st_size
-    assert image_hashes(records_of([path]), 1) != before
-
-
-def test_an_image_that_cannot_be_read_is_named(tmp_path):
-    (tmp_path / "there.png").write_bytes(b"")
-    paths = [tmp_path / "there.png", tmp_path / "absent.png"]
-    with pytest.raises(UserError, match="absent.png cannot be read"):
-        image_hashes(records_of(paths), 2)

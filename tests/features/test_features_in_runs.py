@@ -23,7 +23,7 @@ from harmoniad_jax.checkpoints.store import Checkpoints
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.evaluation.evaluate import evaluate
 from harmoniad_jax.features.store import FeatureCache
-from harmoniad_jax.inference.restore import restore_run
+from harmoniad_jax.inference.restore import open_trained
 from harmoniad_jax.model.encoders.encoder import Encoder
 from harmoniad_jax.run.run import prepare_run
 from harmoniad_jax.training.data import training_data
@@ -66,7 +66,7 @@ def evaluated(workdir, output, **cache):
     """A run evaluated with other settings of the cache: what is written."""
     output.mkdir()
     changes = {f"cache.{setting}": value for setting, value in cache.items()}
-    evaluate(*restore_run(workdir, changes), output)
+    evaluate(open_trained(workdir, changes), output)
     return json.loads(results_of(output))
 
 

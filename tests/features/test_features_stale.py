@@ -28,6 +28,7 @@ from run_helpers import assert_bitwise_equal, changed
 
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.features import encode as encode_module
+from harmoniad_jax.features.reading import ImageReader
 from harmoniad_jax.features.store import FeatureCache
 from harmoniad_jax.run.run import prepare_run
 
@@ -66,14 +67,14 @@ def test_an_image_that_changes_before_it_is_encoded_is_not_taken_for_the_old_one
     run = dataclasses.replace(run, dataset=prepare_run(config).dataset)
     path = run.dataset.train[3].image
     original = path.read_bytes()
-    hashes_of = encode_module.image_hashes
+    read = ImageReader.read
 
-    def hash_then_edit(records, threads):
-        hashes = hashes_of(records, threads)
+    def read_then_edit(reader, *files):
+        read(reader, *files)
+        reader.forget()
         Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
-        return hashes
 
-    monkeypatch.setattr(encode_module, "image_hashes", hash_then_edit)
+    monkeypatch.setattr(ImageReader, "read", read_then_edit)
     with contextlib.suppress(UserError):
         opened(run)
     monkeypatch.undo()
@@ -245,8 +246,8 @@ def test_training_after_an_interrupted_fill_is_undisturbed(run, monkeypatch):
     shutil.rmtree(cache_of(run))
     encode = encode_module._features
 
-    def stop_after(run, params, records):
-        for index, row in enumerate(encode(run, params, records)):
+    def stop_after(*arguments):
+        for index, row in enumerate(encode(*arguments)):
             if index == 13:
                 raise KeyboardInterrupt
             yield row

@@ -6,11 +6,10 @@ import pytest
 from predict_helpers import noise, write_image
 
 import harmoniad_jax
-from harmoniad_jax.checkpoints.store import Checkpoints
-from harmoniad_jax.devices.mesh import replicate
 from harmoniad_jax.inference import files as module
 from harmoniad_jax.inference.files import predict_files
 from harmoniad_jax.inference.predictor import Predictor
+from harmoniad_jax.inference.restore import open_trained
 from harmoniad_jax.run.run import prepare_run
 
 
@@ -33,12 +32,15 @@ def paths(run):
 
 
 @pytest.fixture(scope="session")
-def evaluated(run, trained_run):
+def trained(trained_run):
+    """The run, opened with its images."""
+    return open_trained(trained_run.workdir)
+
+
+@pytest.fixture(scope="session")
+def evaluated(run, trained):
     """What evaluation makes of the test images."""
-    with Checkpoints(trained_run.workdir, read_only=True) as checkpoints:
-        state = checkpoints.restore(run.abstract_state()).state
-    predictor = Predictor(run, state, replicate(run.mesh, run.encoder.params))
-    return predictor(run.dataset.test, "test")
+    return Predictor(trained)(run.dataset.test, "test")
 
 
 @pytest.fixture

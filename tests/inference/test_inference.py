@@ -19,8 +19,8 @@ from PIL import Image
 from run_helpers import rewritten
 
 import harmoniad_jax
-from harmoniad_jax.data.pipeline import read_masks
-from harmoniad_jax.data.preprocess import read_image
+from harmoniad_jax.data.images import read_image
+from harmoniad_jax.data.masks import read_masks
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.inference.trained_model import Query
 

@@ -17,9 +17,9 @@ from harmoniad_jax.config import parse_config
 from harmoniad_jax.devices.mesh import replicate
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.evaluation.evaluate import evaluate_run
-from harmoniad_jax.inference.predictor import calibrate
+from harmoniad_jax.inference.restore import open_trained
+from harmoniad_jax.inference.trained import calibrated
 from harmoniad_jax.run.calibration import Calibration
-from harmoniad_jax.run.run import prepare_run
 from harmoniad_jax.training.data import training_data
 from harmoniad_jax.training.loop import train_and_evaluate
 
@@ -115,12 +115,9 @@ def test_held_out_images_are_never_trained_on(run, trained_run, tmp_path):
         assert hashes(read) == train
 
 
-def test_what_good_images_score_is_stored_with_the_checkpoint(run, trained_run, evaluated):
+def test_what_good_images_score_is_stored_with_the_checkpoint(run, trained_run, trained):
     stored = calibration_of(trained_run.workdir)
-    with Checkpoints(trained_run.workdir, read_only=True) as checkpoints:
-        state = checkpoints.restore(run.abstract_state()).state
-    measured = calibrate(run, state, replicate(run.mesh, run.encoder.params))
-    assert stored == measured
+    assert stored == calibrated(trained).calibration
     assert stored.fits(run.config.evaluation)
     assert {name: len(n.scores) for name, n in stored.per_category.items()} == {
         "fabric": 3,
@@ -185,10 +182,7 @@ def test_other_smoothing_is_calibrated_anew(trained_run, tmp_path):
     config = changed(trained_run.config, "evaluation", smoothing_sigma=0.0)
     (workdir / "config.json").write_text(json.dumps(config.to_dict()))
     decisions = evaluate_run(workdir)["decisions"]
-    run = prepare_run(config)
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        state = checkpoints.restore(run.abstract_state()).state
-    calibration = calibrate(run, state, replicate(run.mesh, run.encoder.params))
+    calibration = calibrated(open_trained(workdir)).calibration
     assert calibration.fits(config.evaluation)
     before = trained_run.results["decisions"]
     for category, figures in decisions["per_category"].items():
@@ -210,11 +204,11 @@ def test_images_that_were_trained_on_never_set_a_threshold(
     trained_on = {record.key for record in run.dataset.train}
     used = set()
 
-    def spy(run, *_):
-        used.update(record.key for record in run.dataset.held_out)
+    def spy(trained):
+        used.update(record.key for record in trained.run.dataset.held_out)
         raise UserError("seen")
 
-    monkeypatch.setattr("harmoniad_jax.evaluation.evaluate.calibrate", spy)
+    monkeypatch.setattr("harmoniad_jax.evaluation.evaluate.calibrated", spy)
     # To refuse, or to calibrate with what is left of the held-out images, is right.
     with pytest.raises(UserError):
         evaluate_run(workdir, root=str(root))

@@ -307,8 +307,8 @@ def test_whoever_interrupts_is_told_what_is_left(
 ):
     stream = model.stream
 
-    def interrupted(queries, **options):
-        yield next(stream(queries, **options))
+    def interrupted(queries, *options):
+        yield next(stream(queries, *options))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(model, "stream", interrupted)

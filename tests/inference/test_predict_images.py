@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from predict_helpers import COLUMNS, ignore_pillow, noise, rows_of, write_image
 
-from harmoniad_jax.data.preprocess import read_image
+from harmoniad_jax.data.images import read_image
 from harmoniad_jax.data.records import EncodedImage
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.inference import files as module
@@ -250,20 +250,3 @@ def test_damage_anywhere_is_an_error_and_never_a_crash():
             except Exception as error:
                 crashes.add((image_format, type(error).__name__, str(error)))
     assert crashes == set()
-
-
-def test_a_file_that_vanishes_meanwhile_stops_nothing(
-    predict, photos, tmp_path, monkeypatch
-):
-    """It was judged, and is to be read once more for its overlay."""
-
-    def vanished(file):
-        if file.name == "b.jpg":
-            raise UserError(f"{file} cannot be read as an image (it is gone)")
-        return read_image(file)
-
-    monkeypatch.setattr(module, "read_image", vanished)
-    predict(photos, tmp_path / "out")
-    rows = rows_of(tmp_path / "out")
-    assert [row["path"] for row in rows] == ["a.png", "sub/b.jpg", "sub/tablet/c.bmp"]
-    assert rows[0]["verdict"] and rows[2]["verdict"]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from harmoniad_jax.errors import UserError
+from harmoniad_jax.inference.result import ImageResult
 from harmoniad_jax.inference.writer import (
     COLUMNS,
     CSV_FILE,
@@ -21,28 +22,22 @@ from harmoniad_jax.inference.writer import (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Drawn:
-    """What is written of an image, drawn."""
-
-    anomaly_map: np.ndarray
-    normalised_map: np.ndarray | None
-    size: tuple[int, int] = (30, 20)
-    score: float = 1.25
-    category: str | None = None
-    threshold: float | None = 1.0
-    normalised_score: float | None = 0.6
-    boxes: tuple = ((1, 2, 3, 4),)
-
-    @property
-    def is_defective(self):
-        return None if self.threshold is None else self.score > self.threshold
-
-
 def drawn(side=8, **changes):
+    """A result of an image of 30 x 20 px."""
     values = np.linspace(-3, 5, side * side, dtype=np.float32).reshape(side, side)
     share = np.linspace(0, 0.999, side * side, dtype=np.float32).reshape(side, side)
-    return Drawn(**{"anomaly_map": values, "normalised_map": share, **changes})
+    result = ImageResult(
+        anomaly_map=values,
+        normalised_map=share,
+        size=(30, 20),
+        score=1.25,
+        category=None,
+        threshold=1.0,
+        pixel_threshold=1.0,
+        normalised_score=0.6,
+        boxes=((1, 2, 3, 4),),
+    )
+    return dataclasses.replace(result, **changes)
 
 
 def picture(height=20, width=30, seed=0):
@@ -56,7 +51,8 @@ def read_rows(folder, name=CSV_FILE):
 
 def written(folder, prediction, name="a.png", image=None, **options):
     with PredictionWriter(folder, **options) as writer:
-        writer.write(PurePosixPath(name), prediction, image)
+        result = dataclasses.replace(prediction, thumbnail=image)
+        writer.write(PurePosixPath(name), result)
     (row,) = read_rows(folder)
     return row
 

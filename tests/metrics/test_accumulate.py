@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harmoniad_jax.data.preprocess import resize_mask
+from harmoniad_jax.data.masks import resize_mask
 from harmoniad_jax.metrics import (
     METRIC_NAMES,
     aupro,

@@ -65,7 +65,7 @@ def draw_category(
     ]
     return CategoryContent(
         category=name,
-        figures=category_metrics(maps, masks, scores, labels),
+        metrics=category_metrics(maps, masks, scores, labels),
         threshold=threshold,
         image_scores=scores,
         image_labels=labels,
@@ -82,7 +82,7 @@ def _branch_map(anomaly_map, sigma=0.5):
 
 
 def results_of(contents):
-    per_category = {content.category: content.figures for content in contents}
+    per_category = {content.category: content.metrics for content in contents}
     return {
         "step": 5000,
         "encoder": "drawn",

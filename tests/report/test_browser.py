@@ -118,7 +118,7 @@ def test_names_do_nothing(page):
 def test_columns_sort_both_ways_and_undefined_stays_last(page, contents):
     buttons = page.find_elements("css selector", "th button")
     assert [button.text for button in buttons[:3]] == ["Class", "Images", "AUROC"]
-    auroc = {content.category: content.figures["image_auroc"] for content in contents}
+    auroc = {content.category: content.metrics["image_auroc"] for content in contents}
     defined = sorted(value for value in auroc.values() if value == value)
     for order in ("ascending", "descending"):
         buttons[2].click()

@@ -171,7 +171,7 @@ def test_pictures_are_of_the_image_and_small(index):
 
 def test_figures_are_in_percent_in_the_order_of_the_metrics(tmp_path, drawn):
     figures = {name: i / 10 for i, name in enumerate(METRIC_NAMES)} | {"num_images": 1234}
-    _, html = page_of(tmp_path, [quiet(drawn)._replace(figures=figures)])
+    _, html = page_of(tmp_path, [quiet(drawn)._replace(metrics=figures)])
     (row,) = re.findall(r"<tbody>.*?</tbody>", html, re.DOTALL)
     cells = re.findall(r'data-value="([^"]*)">(?:<[^>]*>)?([\d.,–]*)', row)
     assert cells[0] == ("1234", "1,234")
@@ -181,10 +181,10 @@ def test_figures_are_in_percent_in_the_order_of_the_metrics(tmp_path, drawn):
 
 @pytest.mark.parametrize("undefined", [None, float("nan"), np.float32("nan")])
 def test_undefined_figures_are_a_dash_that_is_explained(tmp_path, drawn, undefined):
-    figures = {**drawn.figures, "pixel_aupro": undefined, "image_ap": undefined}
+    figures = {**drawn.metrics, "pixel_aupro": undefined, "image_ap": undefined}
     results = results_of([drawn]) | {"per_category": {"bottle": figures}, "mean": figures}
     path = write_report(
-        tmp_path / "report", results, [quiet(drawn)._replace(figures=figures)]
+        tmp_path / "report", results, [quiet(drawn)._replace(metrics=figures)]
     )
     html = path.read_text("utf-8")
     page = Page(html)

@@ -13,7 +13,7 @@ from robustness.bands import BANDS, mixed
 from robustness.corruptions import CORRUPTIONS, SEVERITIES, Condition, corrupted
 from robustness.tables import mean_change, plot, tables
 
-from harmoniad_jax.data.preprocess import read_image, read_mask
+from harmoniad_jax.data.images import read_image, read_mask
 from harmoniad_jax.data.records import Record
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.metrics import METRIC_NAMES

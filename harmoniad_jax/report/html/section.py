@@ -100,7 +100,7 @@ def category_section(
         "section",
         element("h2", category_name(content.category), id=title),
         element("p", _verdict(content), class_="lead"),
-        figure_list(content.figures, "figures"),
+        figure_list(content.metrics, "figures"),
         element("div", (_plot(plot, content) for plot in plots), class_="plots"),
         _undefined_note(content),
         _gallery(content, bars, views),
@@ -134,7 +134,7 @@ def _verdict(content: CategoryContent) -> Markup:
 
 
 def _undefined_note(content: CategoryContent) -> Markup | None:
-    if not any(is_undefined(content.figures.get(name)) for name in METRIC_NAMES):
+    if not any(is_undefined(content.metrics.get(name)) for name in METRIC_NAMES):
         return None
     labels = np.asarray(content.image_labels, dtype=bool)
     if not len(labels):
@@ -150,7 +150,7 @@ def _undefined_note(content: CategoryContent) -> Markup | None:
 def _plot(plot: Plot, content: CategoryContent) -> Markup:
     value = None
     if plot.figure is not None:
-        value = figure_value(content.figures.get(plot.figure))
+        value = figure_value(content.metrics.get(plot.figure))
     description = f"{plot.title}: {content.category}"
     return element(
         "figure",

@@ -11,14 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from harmoniad_jax.data.pipeline import (
-    evaluation_batches,
-    image_loader,
-    read_masks,
-    training_batches,
-    training_order,
-)
-from harmoniad_jax.data.preprocess import preprocess, read_image, resize_mask
+from harmoniad_jax.data.batches import evaluation_batches, training_batches, training_order
+from harmoniad_jax.data.images import read_image
+from harmoniad_jax.data.masks import read_masks, resize_mask
+from harmoniad_jax.data.preprocess import Preprocessor
 from harmoniad_jax.data.records import Record
 from harmoniad_jax.errors import UserError
 
@@ -38,10 +34,15 @@ def records(tmp_path_factory):
     return made
 
 
+def loader(side):
+    preprocessor = Preprocessor(side)
+    return lambda record: preprocessor.load(record.image)
+
+
 def iterator(records, **changes):
     settings = {"image_side": 4, "batch_size": 4, "seed": 0, "threads": 2} | changes
     order = training_order(records, seed=settings.pop("seed"))
-    return training_batches(order, image_loader(settings.pop("image_side")), **settings)
+    return training_batches(order, loader(settings.pop("image_side")), **settings)
 
 
 def indices(images):
@@ -380,7 +381,7 @@ EMPTY = np.zeros((4, 4, 3), np.uint8)
 
 def evaluate(records, batch_size, **share):
     settings = {"batch_size": batch_size, "threads": 2, **share}
-    return list(evaluation_batches(records, image_loader(4), EMPTY, **settings))
+    return list(evaluation_batches(records, loader(4), EMPTY, **settings))
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 5, 10, 16])
@@ -417,9 +418,9 @@ def test_an_evaluation_image_is_what_preprocess_gives(products):
     paths = sorted(products.glob("*/test/*/*.png"))[:3]
     records = [Record(path, "any") for path in paths]
     empty = np.zeros((16, 16, 3), np.uint8)
-    (batch,) = evaluation_batches(records, image_loader(16), empty, batch_size=4, threads=1)
+    (batch,) = evaluation_batches(records, loader(16), empty, batch_size=4, threads=1)
     for image, path in zip(batch.rows, paths, strict=False):
-        np.testing.assert_array_equal(image, preprocess(read_image(path), 16))
+        np.testing.assert_array_equal(image, Preprocessor(16)(read_image(path)))
 
 
 def test_no_records_are_no_batches():

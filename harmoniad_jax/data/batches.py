@@ -1,17 +1,17 @@
-"""Records in, batches of pixels out.
+"""Records in, batches of what is loaded of them out.
 
 Training reads every image once an epoch, in an order that the seed decides, over all
 categories jointly. Evaluation reads in order and pads the last batch.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 
-from harmoniad_jax.data.preprocess import load_image, read_mask, resize_mask
 from harmoniad_jax.data.records import Record
 
 # What is decoded ahead of the device: batches in training, images in evaluation.
@@ -19,7 +19,7 @@ PREFETCHED_BATCHES = 4
 PREFETCHED_IMAGES = 64
 
 
-# From a record to what a batch holds of it: an array, or a tuple or dict of arrays.
+# From a record to what a batch holds of it: an array, or a dictionary of arrays.
 Loader = Callable[[Record], Any]
 
 
@@ -111,9 +111,35 @@ class _ProcessShare:
         return self.order[batch * self.batch_size + self.first + row]
 
 
-def image_loader(side: int) -> Loader:
-    """A function that reads a record's image: [S, S, 3] uint8."""
-    return lambda record: load_image(record.image, side)
+def prefetched(
+    items: Sequence[Any], load: Callable[[Any], Any], threads: int
+) -> Iterator[Any]:
+    """What `load` gives for each item, in order; some are loaded ahead.
+
+    Args:
+      items: of any kind.
+      load: may be called in any of the threads.
+      threads: that load at the same time.
+    """
+    loaded = grain.MapDataset.source(items).map(load)
+    return iter(loaded.to_iter_dataset(grain.ReadOptions(threads, PREFETCHED_IMAGES)))
+
+
+def stacked(rows: Sequence[Any], empty: Any, size: int) -> Any:
+    """Rows as one batch, filled up.
+
+    Args:
+      rows: arrays, or dictionaries of arrays; at most `size`.
+      empty: a row of the same shapes and dtypes, which fills the batch.
+      size: B.
+
+    Returns:
+      The same with a leading axis of B.
+    """
+    rows = [*rows, *[empty] * (size - len(rows))]
+    if isinstance(empty, Mapping):
+        return {name: np.stack([row[name] for row in rows]) for name in empty}
+    return np.stack(rows)
 
 
 def evaluation_batches(
@@ -138,42 +164,15 @@ def evaluation_batches(
     """
     share = batch_size // process_count
     first = process_index * share
-    mine = [
-        start + first + row
-        for start in range(0, len(records), batch_size)
-        for row in range(share)
-    ]
-    dataset = grain.MapDataset.source(mine).map(
-        lambda row: load(records[row]) if row < len(records) else empty
-    )
     # Loaded one by one and batched after that: a batch waits for all threads, not for one.
-    loaded = dataset.to_iter_dataset(grain.ReadOptions(threads, PREFETCHED_IMAGES))
-    for index, rows in enumerate(loaded.batch(share)):
-        start = index * batch_size
+    mine = [
+        record
+        for start in range(first, len(records), batch_size)
+        for record in records[start : start + share]
+    ]
+    loaded = prefetched(mine, load, threads)
+    for start in range(0, len(records), batch_size):
+        count = len(records[start + first : start + first + share])
+        rows = stacked(list(itertools.islice(loaded, count)), empty, share)
         valid = np.arange(start, start + batch_size) < len(records)
         yield EvaluationBatch(rows, valid)
-
-
-def read_masks(
-    records: Sequence[Record], side: int, rule: str
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """Masks of test images on the evaluation grid.
-
-    Args:
-      records: N test images.
-      side: S' of the grid.
-      rule: see `resize_mask`.
-
-    Returns:
-      masks [N, S', S'] bool; known [N] bool, False where a defective image has no mask
-      or an empty one; and how many defects only their largest cell kept alive.
-    """
-    masks = np.zeros((len(records), side, side), bool)
-    known = np.ones(len(records), bool)
-    rescued = 0
-    for row, record in enumerate(records):
-        if record.mask is not None:
-            masks[row], lost = resize_mask(read_mask(record.mask), side, rule)
-            rescued += lost
-        known[row] = not record.is_anomalous or masks[row].any()
-    return masks, known, rescued

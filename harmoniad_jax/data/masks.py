@@ -1,0 +1,78 @@
+"""Masks of defects on the grid of the anomaly maps."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.ndimage
+
+from harmoniad_jax.data.images import read_mask
+from harmoniad_jax.data.records import Record
+
+EIGHT_CONNECTED = np.ones((3, 3), int)
+
+
+def read_masks(
+    records: Sequence[Record], side: int, rule: str
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Masks of test images on the evaluation grid.
+
+    Args:
+      records: N test images.
+      side: S' of the grid.
+      rule: see `resize_mask`.
+
+    Returns:
+      masks [N, S', S'] bool; known [N] bool, False where a defective image has no mask
+      or an empty one; and how many defects only their largest cell kept alive.
+    """
+    masks = np.zeros((len(records), side, side), bool)
+    known = np.ones(len(records), bool)
+    rescued = 0
+    for row, record in enumerate(records):
+        if record.mask is not None:
+            masks[row], lost = resize_mask(read_mask(record.mask), side, rule)
+            rescued += lost
+        known[row] = not record.is_anomalous or masks[row].any()
+    return masks, known, rescued
+
+
+def resize_mask(mask: np.ndarray, side: int, rule: str = "half") -> tuple[np.ndarray, int]:
+    """Scales a mask to the evaluation grid by area.
+
+    Args:
+      mask: [H0, W0] bool.
+      side: side of the grid.
+      rule: "half": a cell is defective where at least half of it is; "any": where any
+        of it is, which grows every defect (only to compare with older tables).
+
+    Returns:
+      [side, side] bool, and the number of 8-connected defects that the rule would have
+      lost; of each of these, the cell that it covers most is kept.
+    """
+    if not mask.any():
+        return np.zeros((side, side), bool), 0
+    vertical, horizontal = (averaging_matrix(length, side) for length in mask.shape)
+    cover = vertical @ mask.astype(np.float32) @ horizontal.T
+    # Sums of products round: a millionth decides neither half nor any.
+    cells = cover > 1e-6 if rule == "any" else cover >= 0.5 - 1e-6
+
+    lost = []
+    regions, _ = scipy.ndimage.label(mask, EIGHT_CONNECTED)
+    for number, (rows, columns) in enumerate(scipy.ndimage.find_objects(regions), 1):
+        region = (regions[rows, columns] == number).astype(np.float32)
+        cover = vertical[:, rows] @ region @ horizontal[:, columns].T
+        if not cells[cover > 0].any():
+            lost.append(cover.argmax())
+    cells.ravel()[lost] = True
+    return cells, len(lost)
+
+
+def averaging_matrix(pixels: int, cells: int) -> np.ndarray:
+    """[cells, pixels] float32: the share of every cell that each pixel covers.
+
+    Exact for any ratio, where Pillow's box filter takes pixels whole, by their centres.
+    """
+    edges = np.arange(cells + 1) * pixels / cells
+    first = np.maximum(edges[:-1, None], np.arange(pixels))
+    last = np.minimum(edges[1:, None], np.arange(pixels) + 1)
+    return (np.maximum(last - first, 0.0) * cells / pixels).astype(np.float32)

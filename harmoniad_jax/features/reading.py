@@ -1,0 +1,157 @@
+"""The images of a run: each is read once, hashed, decoded and scaled in one go.
+
+What was scaled waits in memory for the encoder, as long as there is room. An image whose
+features are stored already is not decoded: it was when they were made.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from tqdm import tqdm
+
+from harmoniad_jax.data.folder import LISTED_PROBLEMS, unreadable
+from harmoniad_jax.data.preprocess import Preprocessor
+from harmoniad_jax.data.records import EncodedImage, ImageFile, Record
+from harmoniad_jax.devices.processes import map_shared, my_share, together
+from harmoniad_jax.errors import UserError, raise_problems
+from harmoniad_jax.features.store import FeatureCache
+
+# Scaled images that may wait for the encoder: 13,000 of 224 px. Others are read again.
+WAITING_BYTES = 2_000_000_000
+DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+class ImageReader:
+    """Reads the images of a run. Processes divide them among each other."""
+
+    def __init__(
+        self, preprocessor: Preprocessor, threads: int, cache: FeatureCache | None = None
+    ):
+        """Reads nothing yet.
+
+        Args:
+          preprocessor: of the run.
+          threads: that read at the same time.
+          cache: of features; None: nothing is stored.
+        """
+        self._preprocessor, self._threads = preprocessor, threads
+        self.cache = cache
+        self._hashed: dict[Record, Record] = {}
+        self._waiting: dict[str, np.ndarray] = {}
+        self._room = WAITING_BYTES
+
+    def read(
+        self,
+        records: Sequence[Record],
+        images: Sequence[ImageFile] = (),
+        masks: Sequence[ImageFile] = (),
+    ) -> None:
+        """Reads images, and tries whether other files can be read. Every process calls it.
+
+        Args:
+          records: to be hashed and encoded.
+          images, masks: files that are decoded only.
+
+        Raises:
+          UserError: naming the files that cannot be read.
+        """
+        wanted = [record for record in dict.fromkeys(records) if record not in self._hashed]
+        problems: list[str] = []
+        digests = map_shared(
+            lambda share: self._digests(share, problems), wanted, DIGEST_BYTES
+        )
+
+        def check() -> None:
+            problems.extend(unreadable(my_share(images), my_share(masks)))
+            raise_problems(problems, LISTED_PROBLEMS)
+
+        together(check)
+        for record, digest in zip(wanted, digests, strict=True):
+            self._hashed[record] = dataclasses.replace(record, sha256=digest.hex())
+
+    def hashed(self, records: Sequence[Record]) -> list[Record]:
+        """The records with the SHA-256 of their images, which are read if they were not.
+
+        Every process calls it.
+
+        Raises:
+          UserError: naming the files that cannot be read.
+        """
+        self.read(records)
+        return [self._hashed[record] for record in records]
+
+    def take(self, record: Record) -> np.ndarray:
+        """The encoder's input for a hashed record, [S, S, 3] uint8; it waits no more.
+
+        Raises:
+          UserError: the image had to be read again, and is another one by now.
+        """
+        pixels = self._waiting.pop(record.sha256, None)
+        if pixels is None:
+            return self._preprocessor.load(UnchangedImage(record.image, record.sha256))
+        self._room += pixels.nbytes
+        return pixels
+
+    def forget(self) -> None:
+        """Lets go of what still waits."""
+        self._waiting.clear()
+        self._room = WAITING_BYTES
+
+    def _digests(self, records: Sequence[Record], problems: list[str]) -> list[bytes]:
+        """The SHA-256 of each image; zeros, and a problem, where it cannot be read."""
+
+        def digest(record: Record) -> bytes:
+            try:
+                return self._read(record)
+            except UserError as error:
+                problems.append(str(error))
+            except OSError as error:
+                problems.append(f"{record.image} cannot be read ({error})")
+            return bytes(DIGEST_BYTES)
+
+        with ThreadPoolExecutor(self._threads) as pool:
+            digests = pool.map(digest, records)
+            return list(
+                tqdm(digests, "reading images", len(records), leave=False, disable=None)
+            )
+
+    def _read(self, record: Record) -> bytes:
+        if record.sha256 is not None:  # it was read when its data set was prepared
+            return bytes.fromhex(record.sha256)
+        data = record.image.read_bytes()
+        digest = hashlib.sha256(data)
+        if self.cache is None or digest.hexdigest() not in self.cache:
+            pixels = self._preprocessor.load(EncodedImage(str(record.image), data))
+            if pixels.nbytes <= self._room:
+                self._room -= pixels.nbytes
+                self._waiting[digest.hexdigest()] = pixels
+        return digest.digest()
+
+
+@dataclasses.dataclass(frozen=True)
+class UnchangedImage:
+    """An image file that must still hold what it held when it was hashed."""
+
+    file: ImageFile
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        return self.file.name
+
+    def read_bytes(self) -> bytes:
+        """The encoded image.
+
+        Raises:
+          UserError: it is another one by now.
+        """
+        data = self.file.read_bytes()
+        if hashlib.sha256(data).hexdigest() != self.sha256:
+            raise UserError(f"{self.file} changed while the program ran; start again.")
+        return data
+
+    def __str__(self) -> str:
+        return str(self.file)

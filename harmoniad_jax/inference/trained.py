@@ -1,0 +1,115 @@
+"""An opened run, and what it learns of good images after its last step."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from harmoniad_jax.data.records import Record
+from harmoniad_jax.devices.mesh import replicate, replicated, shard_batch
+from harmoniad_jax.features.encode import Inputs
+from harmoniad_jax.model.scoring import Prediction
+from harmoniad_jax.run.calibration import Calibration
+from harmoniad_jax.run.run import Run
+from harmoniad_jax.steps.state import TrainState
+from harmoniad_jax.steps.step import measure_statistics
+
+Distances = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trained:
+    """A run whose weights are there, ready for evaluation, prediction and more.
+
+    Attributes:
+      run: its parts.
+      state: with statistics of the distances.
+      encoder_params: on all devices.
+      inputs: what the run reads of its records: images, or stored features.
+      calibration: what good images score; None where no image was held out.
+    """
+
+    run: Run
+    state: TrainState
+    encoder_params: Any
+    inputs: Inputs
+    calibration: Calibration | None = None
+
+
+def measured_on_good_images(trained: Trained) -> Trained:
+    """The run with statistics of the distances and a calibration, measured now.
+
+    Statistics are of images that were held out, if there are any: the network knows those
+    it was trained on. Each held-out image passes the encoder once.
+    """
+    run = trained.run
+    held_out = run.dataset.held_out
+    most = run.config.evaluation.calibration_images
+    if held_out:
+        distances = _distances(trained, held_out, "calibrating")
+        chosen = _evenly(len(held_out), most)
+        statistics = measure_statistics({k: v[chosen] for k, v in distances.items()})
+    else:
+        train = run.dataset.train
+        records = [train[row] for row in _evenly(len(train), most)]
+        statistics = measure_statistics(_distances(trained, records, "standardising"))
+    state = trained.state.replace(statistics=replicate(run.mesh, statistics))
+    trained = dataclasses.replace(trained, state=state, calibration=None)
+    if not held_out:
+        return trained
+    return dataclasses.replace(trained, calibration=_calibration(trained, distances))
+
+
+def calibrated(trained: Trained) -> Trained:
+    """The run with a calibration that is measured now, with the settings of its scores."""
+    records = trained.run.dataset.held_out
+    if not records:
+        return dataclasses.replace(trained, calibration=None)
+    distances = _distances(trained, records, "calibrating")
+    return dataclasses.replace(trained, calibration=_calibration(trained, distances))
+
+
+def _calibration(trained: Trained, distances: Distances) -> Calibration:
+    """What the held-out images score, from their distances."""
+    run, state = trained.run, trained.state
+    score = jax.jit(run.steps.score_step, out_shardings=replicated(run.mesh))
+    size, rows = run.evaluation_batch_size, len(run.dataset.held_out)
+    batches: list[Prediction] = []
+    for start in range(0, rows, size):
+        batch = {
+            name: _filled(values[start : start + size], size)
+            for name, values in distances.items()
+        }
+        batch = shard_batch(run.mesh, batch)
+        batches.append(jax.device_get(score(state.statistics, batch)))
+    prediction = jax.tree.map(lambda *parts: np.concatenate(parts)[:rows], *batches)
+    return Calibration.measure(
+        run.config.evaluation,
+        [record.category for record in run.dataset.held_out],
+        prediction.anomaly_maps,
+        prediction.image_scores,
+        run.dataset.categories,
+    )
+
+
+def _distances(trained: Trained, records: Sequence[Record], title: str) -> Distances:
+    """Distances [N, G, h, w] float32 of each comparison, for N records."""
+    run = trained.run
+    step = jax.jit(run.steps.distance_step, out_shardings=replicated(run.mesh))
+    batches: list[Distances] = []
+    for batch, valid in trained.inputs(records, title):
+        maps = jax.device_get(step(trained.state.params, trained.encoder_params, batch))
+        batches.append({name: values[valid] for name, values in maps.items()})
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+
+
+def _evenly(total: int, most: int) -> np.ndarray:
+    """At most so many of `total` rows, evenly taken, as int64."""
+    return np.linspace(0, total - 1, min(most, total)).astype(int)
+
+
+def _filled(rows: np.ndarray, size: int) -> np.ndarray:
+    """Rows filled up with zeros, so that all batches have one shape and program."""
+    return np.concatenate([rows, np.zeros((size - len(rows), *rows.shape[1:]), rows.dtype)])
