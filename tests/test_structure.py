@@ -109,7 +109,12 @@ ROOMS = {
         *(*BASICS, "config", "data", "devices", "model", "report", "steps"),
         *("run", "checkpoints", "features", "inference", "evaluation"),
     ),
+    "studies": (
+        *(*BASICS, "config", "data", "devices", "metrics", "model", "report"),
+        *("run", "checkpoints", "features", "inference", "evaluation", "training"),
+    ),
 }
+COMMANDS = ("train", "evaluate", "predict", "summarize", "ablate", "robustness")
 LIGHT = ("data", "metrics", "report")  # rooms that know neither JAX nor Flax
 
 
@@ -170,7 +175,7 @@ def test_light_rooms_do_not_know_jax(part):
 
 def test_the_flags_are_read_before_jax_is_loaded():
     """A mistake on the command line is reported at once."""
-    for name in ("train", "evaluate", "predict", "summarize"):
+    for name in COMMANDS:
         tree = ast.parse(MODULES[f"{PACKAGE}.{name}"].read_text())
         kinds = (ast.Import, ast.ImportFrom)
         top = [ast.unparse(node) for node in tree.body if isinstance(node, kinds)]

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from harmoniad_jax.metrics import METRIC_NAMES
 from harmoniad_jax.report.plots import LIGHT, style
 from harmoniad_jax.report.tables import HEADINGS, markdown_table, percent
-from robustness.corruptions import CORRUPTIONS, Condition
+from harmoniad_jax.studies.corruptions import CORRUPTIONS, Condition
 
 CLEAN = "clean"
 # What a run loses is summed up in these: ranking of images, of pixels, and of regions.

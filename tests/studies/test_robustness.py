@@ -1,4 +1,4 @@
-"""scripts/benchmark_robustness.py: corruptions are what they say, and runs are compared."""
+"""Robustness: corruptions are what they say, and runs are compared."""
 
 import dataclasses
 import functools
@@ -7,17 +7,23 @@ import shutil
 
 import numpy as np
 import pytest
-from benchmark_robustness import chosen_records, main, parse
 from PIL import Image
-from robustness.bands import BANDS, mixed
-from robustness.corruptions import CORRUPTIONS, SEVERITIES, Condition, corrupted
-from robustness.tables import mean_change, plot, tables
+from run_helpers import call_command
 
 from harmoniad_jax.data.preprocess import read_image, read_mask
 from harmoniad_jax.data.records import Record
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.metrics import METRIC_NAMES
 from harmoniad_jax.model.encoders.encoder import Features
+from harmoniad_jax.studies.bands import BANDS, mixed
+from harmoniad_jax.studies.corruptions import (
+    CORRUPTIONS,
+    SEVERITIES,
+    Condition,
+    corrupted,
+)
+from harmoniad_jax.studies.robustness import Robustness, chosen_records
+from harmoniad_jax.studies.robustness_tables import mean_change, plot, tables
 
 
 @pytest.fixture
@@ -85,22 +91,40 @@ def test_levels_are_five():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("names", "settings", "message"),
     [
-        (("a", "--corruptions=fog"), r"'fog' is unknown; there are noise"),
-        (("a", "--corruptions="), r"'' is unknown; there are noise"),
-        (("a", "--severities=0,1"), r"=0,1 are no numbers from 1 to 5"),
-        (("a", "--severities="), r"= are no numbers from 1 to 5"),
-        (("a", "other/a"), "told apart by their names"),
-        (("a", "nowhere"), "nowhere holds no checkpoint"),
+        (["a"], {"corruptions": ["fog"]}, r"'fog' is unknown; there are noise"),
+        (["a"], {"severities": [0, 1]}, "severity 0 is unknown; expected 1 to 5"),
+        (["a", "other/a"], {}, "told apart by their names"),
+        (["a", "nowhere"], {}, "nowhere holds no checkpoint"),
     ],
 )
-def test_a_mistake_is_found_at_once(trained_run, tmp_path, arguments, message):
+def test_a_mistake_is_found_at_once(trained_run, tmp_path, names, settings, message):
     for name in ("a", "other/a"):
         shutil.copytree(trained_run.workdir, tmp_path / name)
-    arguments = [a if a.startswith("-") else str(tmp_path / a) for a in arguments]
+    workdirs = [tmp_path / name for name in names]
     with pytest.raises(UserError, match=message):
-        parse([*arguments, "--output=out"])
+        Robustness(workdirs, tmp_path / "out", **settings)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--output=out"], "name the folders of trained runs"),
+        (["a"], "--output"),
+        (
+            ["a", "--output=out", "--severities=1,x"],
+            "=1,x is not a list of numbers",
+        ),
+        (["a", "--output=out", "--images=0"], "images"),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path, arguments, message):
+    done = call_command("robustness", *arguments, folder=tmp_path)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ") and message in line
+    assert not list(tmp_path.iterdir())
 
 
 def test_images_are_taken_evenly_from_each_category():
@@ -129,13 +153,12 @@ def test_undefined_figures_are_dashes():
     assert plot(figures, [Condition("noise")], SEVERITIES).axes
 
 
-def test_runs_are_evaluated_under_corruptions(trained_run, tmp_path, capsys):
+def test_runs_are_evaluated_under_corruptions(trained_run, tmp_path):
     for name in ("first", "second"):
         shutil.copytree(trained_run.workdir, tmp_path / name)
-    output = tmp_path / "out"
-    arguments = [str(tmp_path / "first"), str(tmp_path / "second")]
-    arguments += [f"--output={output}", "--corruptions=noise,shift"]
-    main(arguments)
+    output, workdirs = tmp_path / "out", [tmp_path / "first", tmp_path / "second"]
+    corruptions = ["noise", "shift"]
+    printed = Robustness(workdirs, output, corruptions=corruptions).run()
     runs = json.loads((output / "robustness.json").read_text())["runs"]
     assert runs["first"] == runs["second"]  # the same run
     figures = runs["first"]["figures"]
@@ -145,7 +168,7 @@ def test_runs_are_evaluated_under_corruptions(trained_run, tmp_path, capsys):
     assert len(figures["noise"]) == len(SEVERITIES)
     assert figures["noise"][-1] != clean
     text = (output / "robustness.md").read_text()
-    assert text in capsys.readouterr().out
+    assert text == printed
     assert "| noise" in text and "0.15 of white" in text
     with Image.open(output / "robustness.png") as plot:
         assert plot.width > 500
@@ -155,25 +178,29 @@ def test_runs_are_evaluated_under_corruptions(trained_run, tmp_path, capsys):
     kept = json.loads(path.read_text())
     kept["runs"]["first"]["figures"]["noise"][0]["pixel_ap"] = 0.125
     path.write_text(json.dumps(kept))
-    main(arguments)
+    Robustness(workdirs, output, corruptions=corruptions).run()
     assert "12.5" in (output / "robustness.md").read_text()
     kept["runs"]["second"]["run"]["step"] = 7
     path.write_text(json.dumps(kept))
-    refusals = {
-        (): "another run of that name",
-        ("--images=2",): "made with all images, not with 2",
-        ("--severities=3",): "made with [1, 2, 3, 4, 5] severities, not with [3]",
-    }
-    for extra, message in refusals.items():
-        with pytest.raises(SystemExit) as status:
-            main([*arguments, *extra])
-        assert status.value.code == 2
-        assert message in capsys.readouterr().err
+    refusals = [
+        ({}, "another run of that name"),
+        ({"images": 2}, "made with all images, not with 2"),
+        ({"severities": [3]}, r"made with \[1, 2, 3, 4, 5\] severities, not with \[3\]"),
+    ]
+    for settings, message in refusals:
+        with pytest.raises(UserError, match=message):
+            Robustness(workdirs, output, corruptions=corruptions, **settings).run()
 
 
-def test_a_corruption_acts_through_a_band(trained_run, tmp_path):
-    arguments = [str(trained_run.workdir), f"--output={tmp_path}", "--bands"]
-    main([*arguments, "--corruptions=noise,shift", "--severities=5", "--images=4"])
+def test_the_command_evaluates_through_bands(trained_run, tmp_path):
+    done = call_command(
+        *("robustness", trained_run.workdir, f"--output={tmp_path}", "--bands"),
+        *("--corruptions=noise,shift", "--severities=5", "--images=4"),
+    )
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "robustness.md").read_text()
+    assert done.stdout == f"{text}\nEverything is in {tmp_path}\n"
+    assert "In the rows of a band" in text
     (run,) = json.loads((tmp_path / "robustness.json").read_text())["runs"].values()
     figures = run["figures"]
     # Bands of what moved mean nothing.
@@ -182,7 +209,6 @@ def test_a_corruption_acts_through_a_band(trained_run, tmp_path):
     assert {len(of_one) for of_one in figures.values()} == {1}
     different = {json.dumps(figures[name]) for name in figures}
     assert len(different) == len(figures)
-    assert "In the rows of a band" in (tmp_path / "robustness.md").read_text()
 
 
 def test_bands_add_up_to_the_corruption():

@@ -1,26 +1,4 @@
-"""Trains variants of the method on the same images with several seeds, and compares them.
-
-    python scripts/ablate.py --workdir runs/ablation --seeds 0,1,2 \
-        --variants harmoniad,plain,bare-modules \
-        --config configs/folder.py:root=photos,encoder=weights/dinov2-small
-
-Without --variants all of ablation/variants.py are made that fit the encoder; that file also
-holds what each of them changes. The first of them, the method as it is, is what the others
-are compared with. Any setting can be changed for all of them, such as
---config.train.num_steps=300; reports are not written.
-
-An image, test images too, is encoded once for all variants that read the encoder alike, and
-its features are stored rounded; --config.cache.enabled=False does without. After every run
-ablation.json and ablation.md are written anew, with what is there. Interrupted, the same
-command goes on where it was, and it takes up more variants or seeds later.
-
-Started several times at once, by srun too, the processes divide the runs among them, and
-each ends when all runs are there: on machines that share the folder and its locks (see
-harmoniad_jax/locks.py), on the GPUs of one machine, each with a CUDA_VISIBLE_DEVICES of its
-own, or on one GPU that a run does not fill, with XLA_PYTHON_CLIENT_PREALLOCATE=false. Start
-the others when the first one trains: by then the images are encoded. A TPU chip serves one
-process only.
-"""
+"""An ablation: variants and seeds trained one after the other, kept, and compared."""
 
 import datetime
 import json
@@ -30,22 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from ablation.tables import choices_table, leave_one_out, summarise, variants_table
-from ablation.variants import (
-    EVALUATION,
-    REFERENCE,
-    VARIANTS,
-    choose,
-    tap_variants,
-    trained_as,
-)
-from absl import flags
-from ml_collections import config_flags
 
-from harmoniad_jax import cli
 from harmoniad_jax.config import Config, with_settings
 from harmoniad_jax.data.records import Dataset
-from harmoniad_jax.devices.compilation import enable_compilation_cache, flops
+from harmoniad_jax.devices.compilation import flops
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.evaluation.evaluate import evaluate
 from harmoniad_jax.fields import flatten
@@ -57,9 +23,23 @@ from harmoniad_jax.run.datasets import open_dataset
 from harmoniad_jax.run.identity import differences
 from harmoniad_jax.run.run import describe, prepare_run, resolve_config
 from harmoniad_jax.run.stored import parse_stored
+from harmoniad_jax.studies.ablation_tables import (
+    choices_table,
+    leave_one_out,
+    summarise,
+    variants_table,
+)
+from harmoniad_jax.studies.variants import (
+    EVALUATION,
+    REFERENCE,
+    VARIANTS,
+    choose,
+    tap_variants,
+    trained_as,
+)
 from harmoniad_jax.training.loop import train_and_evaluate
 
-logger = logging.getLogger("harmoniad_jax.ablate")
+logger = logging.getLogger(__name__)
 
 KEPT = "kept.json"  # of a run, in its folder
 LOCK = ".lock"  # of who makes the run; in the folder of the runs, of who writes the tables
@@ -79,9 +59,16 @@ class Ablation:
           seeds: of each variant.
 
         Raises:
-          UserError: an unknown variant, settings that do not go together, no test images.
+          UserError: an unknown variant, settings that do not go together, no test images,
+            or several hosts.
         """
-        self._base, self._workdir, self._seeds = base, workdir, seeds
+        if jax.process_count() > 1:
+            raise UserError(
+                f"an ablation does not train on {jax.process_count()} hosts together; start"
+                " it on the devices of one host."
+            )
+        self._base, self._workdir = base, workdir
+        self._seeds = list(dict.fromkeys(seeds))
         self._known = VARIANTS | tap_variants(describe(base))
         self._chosen = choose(names, self._known)
         for name in list(self._chosen):
@@ -95,13 +82,19 @@ class Ablation:
         if not open_dataset(config).test:
             raise UserError("the data set has no test images: there is nothing to compare.")
 
+    @property
+    def path(self) -> Path:
+        """The file of all figures."""
+        return self._workdir / FIGURES
+
     def run(self) -> str:
         """Makes the runs that are not there yet; returns the tables.
 
         Raises:
-          UserError: runs that are there have other settings; or some could not be made,
-            after all others were.
+          UserError: the folder cannot be used; runs that are there have other settings; or
+            some could not be made, after all others were.
         """
+        self._check_folder()
         runs = [(name, seed) for seed in self._seeds for name in self._chosen]
         for run in runs:
             self._is_made(*run)
@@ -121,6 +114,20 @@ class Ablation:
             names = ", ".join(f"{name}-{seed}" for name, seed in failed)
             raise UserError(f"these runs could not be made: {names}. Reasons are above.")
         return text
+
+    def _check_folder(self) -> None:
+        """Makes the folder of the runs, and locks it once.
+
+        Raises:
+          UserError: it cannot be made, written or locked.
+        """
+        try:
+            self._workdir.mkdir(parents=True, exist_ok=True)
+            lock(self._workdir / LOCK, wait=True).close()
+        except OSError as error:
+            raise UserError(
+                f"--workdir={self._workdir} cannot be made, written or locked ({error})."
+            ) from None
 
     def _config(self, name: str, seed: int) -> Config:
         changes = {
@@ -245,7 +252,7 @@ class Ablation:
             "leave_one_out": choices,
             "runs": results,
         }
-        write_whole(self._workdir / FIGURES, json.dumps(figures, indent=2) + "\n")
+        write_whole(self.path, json.dumps(figures, indent=2) + "\n")
         return text
 
     def _title(self, results: dict[str, dict[int, Any]]) -> str:
@@ -296,47 +303,3 @@ def _cost(config: Config) -> dict[str, Any]:
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
         "flops": flops(run.steps.counted.update, state, features),
     }
-
-
-def main() -> None:
-    """The command's entry point."""
-    config = config_flags.DEFINE_config_file("config", None, "The config file to run.")
-    workdir = flags.DEFINE_string("workdir", None, "Folder of the runs, made if absent.")
-    names = flags.DEFINE_list("variants", [], "Names with commas; all if empty.")
-    seeds = flags.DEFINE_list(
-        "seeds", None, "Numbers with commas (default: config.train.seed)."
-    )
-    flags.mark_flags_as_required(["config", "workdir"])
-
-    def run() -> None:
-        given = ",".join(seeds.value or ["0"])
-        if not all(seed.isdecimal() for seed in given.split(",")):
-            raise UserError(f"--seeds={given} are no numbers, such as 0,1,2.")
-        base = cli.read_config(config)
-        # Not `start`: several processes share the runs, and not a run.
-        enable_compilation_cache()
-        if jax.process_count() > 1:
-            raise UserError(
-                f"an ablation does not train on {jax.process_count()} hosts together; start"
-                " it on the devices of one host."
-            )
-        folder = Path(workdir.value).expanduser()
-        numbers = [base.train.seed]
-        if seeds.value:
-            numbers = list(dict.fromkeys(map(int, seeds.value)))
-        ablation = Ablation(base, folder, names.value, numbers)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock(folder / LOCK, wait=True).close()
-        except OSError as error:
-            raise UserError(
-                f"--workdir={folder} cannot be made, written or locked ({error})."
-            ) from None
-        print(ablation.run())
-        print(f"The figures are in {folder / FIGURES}")
-
-    cli.run(run, continues=True)
-
-
-if __name__ == "__main__":
-    main()

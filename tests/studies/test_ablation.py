@@ -1,4 +1,4 @@
-"""scripts/ablate.py: variants and seeds trained, compared, and taken up where it ended."""
+"""Ablations: variants and seeds trained, compared, and taken up where they ended."""
 
 import json
 import os
@@ -8,8 +8,6 @@ import time
 from pathlib import Path
 
 import pytest
-from ablation.tables import leave_one_out, over_seeds, variants_table
-from ablation.variants import REFERENCE, VARIANTS, choose, tap_variants, trained_as
 from run_helpers import overrides
 
 from configs import demo
@@ -18,6 +16,14 @@ from harmoniad_jax.errors import UserError
 from harmoniad_jax.locks import lock
 from harmoniad_jax.metrics import METRIC_NAMES
 from harmoniad_jax.run.run import describe, resolve_config
+from harmoniad_jax.studies.ablation_tables import leave_one_out, over_seeds, variants_table
+from harmoniad_jax.studies.variants import (
+    REFERENCE,
+    VARIANTS,
+    choose,
+    tap_variants,
+    trained_as,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,12 +32,11 @@ def command(config, workdir, *arguments):
     """What to give to subprocess."""
     flags = os.environ["XLA_FLAGS"].split()
     one_device = " ".join(flag for flag in flags if "device_count" not in flag)
-    paths = f"{ROOT}:{ROOT / 'scripts'}"
-    program = [sys.executable, "scripts/ablate.py", "--config=configs/demo.py"]
+    program = [sys.executable, "-m", "harmoniad_jax.ablate", "--config=configs/demo.py"]
     return {
         "args": [*program, f"--workdir={workdir}", *overrides(config), *arguments],
         "cwd": ROOT,
-        "env": {**os.environ, "PYTHONPATH": paths, "XLA_FLAGS": one_device},
+        "env": {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": one_device},
         "text": True,
     }
 
@@ -220,7 +225,7 @@ def test_variants_are_trained_compared_and_kept(tiny_config, tmp_path):
     ("arguments", "message"),
     [
         (("--variants=plane",), "variant 'plane' is unknown"),
-        (("--seeds=a",), "--seeds=a are no numbers, such as 0,1,2"),
+        (("--seeds=a",), "--seeds=a is not a list of numbers"),
         (
             ("--variants=plain", "--workdir=/dev/null/runs"),
             "--workdir=/dev/null/runs cannot be made",
