@@ -195,9 +195,9 @@ def test_orbax_is_called_in_one_file():
 
 
 def test_no_file_imports_another_framework_or_relatively():
-    """But for the yardstick in PyTorch, which benchmark_torch.py loads if it is asked."""
-    yardstick = ROOT / "scripts" / "torch_head.py"
-    for file in sources(PACKAGE, "configs", "tfds_builders", "scripts", "tests"):
+    """But for the yardstick in PyTorch, which time_torch.py loads if it is asked."""
+    yardstick = ROOT / "benchmarks" / "torch_head.py"
+    for file in sources(PACKAGE, "configs", "tfds_builders", "benchmarks", "tests"):
         for name in imports(file.read_text()):
             torch = below(name, "torch") and file != yardstick
             refused = name.startswith(".") or below(name, "tensorflow", "clu") or torch

@@ -1,6 +1,6 @@
 """Runs a command of the package, and notes the most device memory that it took so far.
 
-    python scripts/rehearsal/device_memory.py NOTES harmoniad_jax.train --config ...
+    python benchmarks/rehearsal/device_memory.py NOTES harmoniad_jax.train --config ...
 
 The command is run as `python -m` would. NOTES gets a line whenever the figure grew: the
 time of `time.monotonic`, and bytes. It stays empty where JAX does not count them (CPU).

@@ -1,7 +1,7 @@
 """Times a training step of the head against the same architecture in PyTorch.
 
     pip install torch
-    python scripts/benchmark_torch.py --json torch.json
+    python benchmarks/time_torch.py --json torch.json
 
 The head is what is trained: frequency split, both branches, loss, gradient, optimizer.
 Features are drawn; the encoder takes no part. First both are compared with dropout off,

@@ -1,6 +1,6 @@
 """Draws a data set with the classes, counts and layout of MVTec AD.
 
-    python scripts/rehearsal/draw.py --folder images [--share 0.01] [--side 1024]
+    python benchmarks/rehearsal/draw.py --folder images [--share 0.01] [--side 1024]
 
 The pictures are those of the demo, in other colours for each class: they take as long to
 read and as much room as the real ones, and mean nothing. Images that are there already are

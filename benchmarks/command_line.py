@@ -1,4 +1,4 @@
-"""What the command lines of several scripts share."""
+"""What the command lines of several benchmarks share."""
 
 import argparse
 from typing import NoReturn

@@ -1,8 +1,8 @@
 """Times training and evaluation part by part, against the device's own speed.
 
-    python scripts/benchmark_train.py --encoder vit-l14-336       # on a GPU
-    python scripts/benchmark_train.py --encoder vit-s14-224 --batch_size 4 --rounds 3
-    python scripts/benchmark_train.py --encoder weights/dinov2-small --root photos
+    python benchmarks/time_training.py --encoder vit-l14-336       # on a GPU
+    python benchmarks/time_training.py --encoder vit-s14-224 --batch_size 4 --rounds 3
+    python benchmarks/time_training.py --encoder weights/dinov2-small --root photos
 
 The parts are the program's own: reading images and cached features, the encoder, the head
 (the trained update), a whole step of both, evaluation, and training from end to end from
@@ -30,10 +30,10 @@ from typing import Any
 import jax
 import numpy as np
 from command_line import Parser, whole_number
-from train_benchmark.matmul import best_rates, default_sides, matmul_parts
-from train_benchmark.parts import training_parts
-from train_benchmark.report import conclusion, limits, make_row, markdown_table
-from train_benchmark.timing import time_parts
+from training_parts.matmul import best_rates, default_sides, matmul_parts
+from training_parts.parts import training_parts
+from training_parts.report import conclusion, limits, make_row, markdown_table
+from training_parts.timing import time_parts
 
 from harmoniad_jax.config import Config, parse_config, unknown_field, with_settings
 from harmoniad_jax.data.synthetic import CATEGORIES, DemoSpec, write_demo_dataset

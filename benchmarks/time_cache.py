@@ -1,6 +1,6 @@
 """Times training steps with the feature cache and without it, on your images.
 
-    python scripts/benchmark_cache.py --root photos --encoder weights/dinov2-small
+    python benchmarks/time_cache.py --root photos --encoder weights/dinov2-small
 
 Both train the same number of steps from the same state, in turn; figures are seconds per
 step, medians over steps. The first pass over the images, which fills the cache, is timed

@@ -1,6 +1,6 @@
 """Kills a run at random moments until it gets through, and compares it with another.
 
-    python scripts/torture_resume.py --kills 20 -- --config configs/demo.py
+    python benchmarks/torture_resume.py --kills 20 -- --config configs/demo.py
 
 What stands behind -- goes to `python -m harmoniad_jax.train`. First the run is made
 without a disturbance. Then it is started again and again in another folder and killed at a

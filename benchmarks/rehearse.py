@@ -1,7 +1,7 @@
 """Rehearses `configs/mvtec.py` whole: how long, how much memory, how much disk.
 
-    python scripts/rehearse.py                            # at full size: for a GPU
-    python scripts/rehearse.py --share 0.001 --steps 4 --batch_size 2    # for two cores
+    python benchmarks/rehearse.py                            # at full size: for a GPU
+    python benchmarks/rehearse.py --share 0.001 --steps 4 --batch_size 2    # for two cores
 
 It draws a data set with MVTec AD's classes and counts, prepares it, trains on it with a
 CLIP ViT-L/14 at 336 px of random weights, evaluates, and restores and saves a checkpoint.
@@ -40,7 +40,7 @@ from harmoniad_jax.locks import lock
 from harmoniad_jax.run.datasets import drawing_version
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ROOT / "scripts" / "rehearsal"
+PARTS = ROOT / "benchmarks" / "rehearsal"
 FEWEST_LINES = 10  # of metrics.jsonl, or else every step gets one
 
 # What the commands say, by which their stages are told apart: titles of progress bars,

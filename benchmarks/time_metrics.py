@@ -1,6 +1,6 @@
 """Times the metrics on drawn maps, against what others compute them with.
 
-    python scripts/benchmark_metrics.py
+    python benchmarks/time_metrics.py
 
 All see the same maps, category by category, one after the other in one run, since
 machines are noisy. The literal AUPRO of 200 thresholds, and adeval and anomalib where

@@ -1,6 +1,6 @@
 """Times the layers that are written differently from flax's own, against those.
 
-    python scripts/benchmark_layers.py
+    python benchmarks/time_layers.py
 
 Both of a pair run in turn in one process, since machines are noisy; the figure is the
 median over rounds of one gradient at ViT-S size (16 images of 16 x 16 patches).

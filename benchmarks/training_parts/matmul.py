@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from harmoniad_jax.devices.mesh import batched, replicated
-from train_benchmark.timing import Part, always_ready
+from training_parts.timing import Part, always_ready
 
 # Sides of the matrices: large enough to be fast, small enough to be multiplied often.
 SIDES = {"cpu": (1024, 2048)}

@@ -3,12 +3,12 @@
 import json
 import math
 
-import benchmark_train
 import pytest
-from train_benchmark import parts
-from train_benchmark.matmul import best_rates
-from train_benchmark.report import conclusion, limits, make_row, markdown_table
-from train_benchmark.timing import Part, always_ready, nothing_read_ahead, time_parts
+import time_training
+from training_parts import parts
+from training_parts.matmul import best_rates
+from training_parts.report import conclusion, limits, make_row, markdown_table
+from training_parts.timing import Part, always_ready, nothing_read_ahead, time_parts
 
 NOTHING = always_ready(lambda: None)
 
@@ -152,7 +152,7 @@ TINY = (
 @pytest.mark.slow
 def test_a_tiny_benchmark_has_every_part(tmp_path, capsys):
     path = tmp_path / "figures.json"
-    benchmark_train.main([*TINY, "--attention", "library,fused", "--json", str(path)])
+    time_training.main([*TINY, "--attention", "library,fused", "--json", str(path)])
     figures = json.loads(path.read_text())
     assert figures["devices"] == 8
     assert set(figures["matmul_flops_per_second"]) == {"float32"}
@@ -199,7 +199,7 @@ def test_a_tiny_benchmark_has_every_part(tmp_path, capsys):
 )
 def test_bad_options_are_one_line(capsys, arguments, message):
     with pytest.raises(SystemExit) as ended:
-        benchmark_train.main([*TINY, *arguments])
+        time_training.main([*TINY, *arguments])
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")

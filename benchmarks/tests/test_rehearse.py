@@ -212,7 +212,7 @@ FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=t
 
 def rehearse(*arguments):
     return subprocess.run(
-        [sys.executable, "scripts/rehearse.py", *map(str, arguments)],
+        [sys.executable, "benchmarks/rehearse.py", *map(str, arguments)],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": FAST},
         capture_output=True,

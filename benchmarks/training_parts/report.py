@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harmoniad_jax.words import gigabytes
-from train_benchmark import parts
-from train_benchmark.timing import Part
+from training_parts import parts
+from training_parts.timing import Part
 
 # Of the measured matrix-multiply rate, for a ViT-L/14 at 336 px in bfloat16 on a GPU.
 ENCODER_AIM = 0.5

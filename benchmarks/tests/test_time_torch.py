@@ -17,7 +17,7 @@ SMALL = ("--images=2", "--grid=8", "--width=64")
 def run(*options):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [sys.executable, ROOT / "scripts" / "benchmark_torch.py", *SMALL, *options],
+        [sys.executable, ROOT / "benchmarks" / "time_torch.py", *SMALL, *options],
         env=environment,
         capture_output=True,
         text=True,

@@ -1,6 +1,6 @@
 """Times the way of an image from a prepared data set to the device.
 
-    python scripts/benchmark_input.py
+    python benchmarks/time_input.py
 
 Draws 1024 px images, stored as PNG and as JPEG, and prepares them through the MVTec AD
 builder. For one worker and for two, prints images per second at 1024 -> 336 px of

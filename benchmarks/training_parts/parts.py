@@ -14,7 +14,7 @@ from harmoniad_jax.devices.mesh import replicated, shard_batch
 from harmoniad_jax.model.encoders.encoder import Features
 from harmoniad_jax.run.run import Run
 from harmoniad_jax.training.stepper import Stepper, make_stepper
-from train_benchmark.timing import Part, always_ready, nothing_read_ahead
+from training_parts.timing import Part, always_ready, nothing_read_ahead
 
 READ_IMAGES, READ_FEATURES = "read and decode images", "read cached features"
 ENCODER, HEAD, STEP = "encoder", "head", "whole step, encoder and head"

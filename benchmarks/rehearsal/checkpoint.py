@@ -1,6 +1,6 @@
 """Times saving and restoring the checkpoint of a run, and prints the figures as JSON.
 
-    python scripts/rehearsal/checkpoint.py --workdir runs/a --scratch empty
+    python benchmarks/rehearsal/checkpoint.py --workdir runs/a --scratch empty
 
 `blocking_seconds` of `save_seconds` keep training from going on; the rest happens beside
 it. The file is read right after it was written, so it comes from the system's memory

@@ -1,4 +1,4 @@
-"""The trained head in PyTorch, a yardstick for its speed; see benchmark_torch.py.
+"""The trained head in PyTorch, a yardstick for its speed; see time_torch.py.
 
 The default variant as one would write it there: `nn.Linear` and `F.layer_norm` over the
 last axis, depthwise `F.conv2d` on a channels-last view, `F.interpolate`, fused and in-place

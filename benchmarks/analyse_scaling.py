@@ -1,7 +1,7 @@
 """Counts what the devices of a mesh send each other in a step, and predicts how it scales.
 
-    python scripts/analyse_scaling.py                       # CLIP ViT-L/14 at 336 px
-    python scripts/analyse_scaling.py --mesh 8x1 --mesh 4x2 --images 2 \\
+    python benchmarks/analyse_scaling.py                       # CLIP ViT-L/14 at 336 px
+    python benchmarks/analyse_scaling.py --mesh 8x1 --mesh 4x2 --images 2 \\
         --chip v5e --chips 8,64,512 --images_per_chip 1,4,16
 
 It compiles the step of training for meshes of simulated devices, from stored features and
