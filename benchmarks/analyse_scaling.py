@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from scaling.prediction import CHIPS, Chip, Work, predict
 
-from configs import mvtec
 from harmoniad_jax.config import Config, parse_config
+from harmoniad_jax.config_files import load_config
 from harmoniad_jax.errors import USER_ERROR_STATUS, UserError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ SETTINGS = {
 
 def configured(settings: Sequence[str]) -> Config:
     """The config of `configs/mvtec.py` with `SETTINGS` and those of the command line."""
-    config = mvtec.get_config()
+    config = load_config("mvtec")
     config.update_from_flattened_dict(SETTINGS)
     for setting in settings:
         match = re.fullmatch(r"--config\.([\w.]+)=(.*)", setting)

@@ -32,8 +32,8 @@ from rehearsal.costs import Stage, extrapolated_table, measured_table
 from rehearsal.full import COUNTS, full_size
 from rehearsal.watch import watch
 
-from configs import mvtec
 from harmoniad_jax.config import Config, parse_config
+from harmoniad_jax.config_files import load_config
 from harmoniad_jax.errors import USER_ERROR_STATUS, UserError
 from harmoniad_jax.folders import cache_folder
 from harmoniad_jax.locks import lock
@@ -65,7 +65,7 @@ class Rehearsal:
 
     def __init__(self, options: argparse.Namespace, overrides: Sequence[str]):
         self._options, self._overrides = options, overrides
-        self.defaults = parse_config(mvtec.get_config())
+        self.defaults = parse_config(load_config("mvtec"))
         self._full = full_size(self.defaults)
         drawn = hashlib.sha256((PARTS / "draw.py").read_bytes()).hexdigest()[:4]
         name = f"{options.side}px-{options.share:g}-{drawing_version()}{drawn}"

@@ -15,14 +15,14 @@ import time
 import jax
 import numpy as np
 
-from configs import folder
 from harmoniad_jax.config import Config, parse_config
+from harmoniad_jax.config_files import load_config
 from harmoniad_jax.run.run import prepare_run
 from harmoniad_jax.training.stepper import make_stepper
 
 
 def make_config(options: argparse.Namespace, cache: str, enabled: bool) -> Config:
-    config = folder.get_config(f"root={options.root},encoder={options.encoder}")
+    config = load_config("folder", f"root={options.root},encoder={options.encoder}")
     config.data.categories = tuple(filter(None, options.categories.split(",")))
     config.cache.folder = cache
     config.cache.enabled = enabled

@@ -2,7 +2,7 @@
 
     python -m harmoniad_jax.ablate --workdir runs/ablation --seeds 0,1,2 \
         --variants harmoniad,plain,bare-modules \
-        --config configs/folder.py:root=photos,encoder=weights/dinov2-small
+        --config folder:root=photos,encoder=weights/dinov2-small
 
 Without --variants it makes all variants of studies/variants.py that fit the encoder. The
 first one, the method as it is, is the reference for the others. Any setting can be changed
@@ -32,7 +32,7 @@ from harmoniad_jax.errors import UserError
 
 def main() -> None:
     """The command's entry point."""
-    config = config_flags.DEFINE_config_file("config", None, "The config file to run.")
+    config = config_flags.DEFINE_config_file("config", None, "A file or a short name.")
     workdir = flags.DEFINE_string("workdir", None, "Folder of the runs, made if absent.")
     names = flags.DEFINE_list("variants", [], "Names with commas; all if empty.")
     seeds = flags.DEFINE_list(

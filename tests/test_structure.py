@@ -87,7 +87,9 @@ def test_the_package_is_found():
 BASICS = ("errors", "fields", "folders", "locks", "signals", "words")
 ROOMS = {
     "config": ("errors", "fields"),
-    "cli": ("config", "errors", "fields", "signals"),
+    "clip_models": ("errors",),
+    "config_files": ("clip_models", "config", "errors"),
+    "cli": ("config", "config_files", "errors", "fields", "signals"),
     "data": ("errors",),
     "metrics": (),
     "report": ("config", "errors", "fields", "metrics", "words"),

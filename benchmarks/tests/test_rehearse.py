@@ -20,8 +20,8 @@ from rehearsal.device_memory import peak_bytes
 from rehearsal.full import full_size, padded
 from rehearsal.watch import Mark, Watched, watch
 
-from configs import mvtec
 from harmoniad_jax.config import parse_config
+from harmoniad_jax.config_files import load_config
 from harmoniad_jax.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -87,7 +87,7 @@ def test_bytes_text(size, text):
 
 
 def test_full_size_is_that_of_mvtec_ad():
-    full = full_size(parse_config(mvtec.get_config()))
+    full = full_size(parse_config(load_config("mvtec")))
     assert full.images == 3629 + 467 + 1258
     held_out = full.images - 467 - 1258 - full.encoded
     assert 0.09 * 3629 < held_out < 0.11 * 3629

@@ -1,6 +1,6 @@
 """The four published CLIP models and how each is best read, by short name.
 
-    python -m harmoniad_jax.train --config configs/mvtec.py:encoder=clip-b16 ...
+    python -m harmoniad_jax.train --config mvtec:encoder=clip-b16 ...
 
 Each is read at eight mid-depth blocks, and at a side that gives a grid of at least 14 x 14
 patches, up to the 24 x 24 that CLIP itself was published with: what is smaller than a patch
