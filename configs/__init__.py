@@ -1,1 +1,1 @@
-"""Config files; `common.py` holds what they share."""
+"""Config files, installed as `harmoniad_jax.configs`."""

@@ -5,11 +5,11 @@
 It shows that everything runs. Its figures say nothing about real images.
 """
 
-from configs import common
+from harmoniad_jax.config import default_config
 
 
 def get_config():
-    config = common.get_config()
+    config = default_config()
     config.data.sources = ("demo",)
     config.data.image_side = 128
     config.encoder.name = "untrained"

@@ -10,14 +10,15 @@
     photos/bottle/ground_truth/broken/*.png     optional: their masks, same stem
 """
 
-from configs import common
-from configs.encoders import use_encoder
+from harmoniad_jax.clip_models import use_encoder
+from harmoniad_jax.config import default_config
+from harmoniad_jax.config_files import parse_arguments
 
 
 def get_config(arguments: str = ""):
-    """`root`: the folder. `encoder`: see `encoders.use_encoder`."""
-    config = common.get_config()
-    given = common.parse_arguments(arguments, root="", encoder="")
+    """`root`: the folder. `encoder`: see `clip_models.use_encoder`."""
+    config = default_config()
+    given = parse_arguments(arguments, root="", encoder="")
     config.data.root = given["root"]
     use_encoder(config, given["encoder"])
     # Products of one's own are few: a short run is enough, and its cost is seen first.

@@ -3,11 +3,12 @@
 python -m harmoniad_jax.train --config configs/mvtec.py --workdir runs/mvtec
 
 Prepares the data set first if need be, from what was downloaded to config.data.manual_dir.
-Another encoder: --config configs/mvtec.py:encoder=clip-b16, see configs/encoders.py.
+Another encoder: --config configs/mvtec.py:encoder=clip-b16. The short names are in
+harmoniad_jax/clip_models.py.
 """
 
-from configs import common
+from harmoniad_jax.config_files import dataset_config
 
 
 def get_config(arguments: str = ""):
-    return common.dataset_config(arguments, "mvtec_ad")
+    return dataset_config(arguments, "mvtec_ad")

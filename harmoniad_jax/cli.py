@@ -13,6 +13,7 @@ from ml_collections import config_flags
 
 from harmoniad_jax import signals
 from harmoniad_jax.config import Config, parse_config, unknown_field
+from harmoniad_jax.config_files import find_config, shipped_configs
 from harmoniad_jax.errors import (
     INTERRUPTED_STATUS,
     USER_ERROR_STATUS,
@@ -90,7 +91,7 @@ def _configure_logging() -> None:
 def _parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         _check_overrides(argv)
-        return flags.FLAGS(_quote_names(argv))
+        return flags.FLAGS(_find_config(_quote_names(argv)))
     except UserError as error:
         _fail(error)
     except flags.Error as error:
@@ -130,6 +131,20 @@ def _quote_names(argv: Sequence[str]) -> list[str]:
     return quoted
 
 
+def _find_config(argv: Sequence[str]) -> list[str]:
+    """Makes `--config mvtec` the path of that shipped config."""
+    found = list(argv)
+    for index, argument in enumerate(argv):
+        flag, equals, value = argument.partition("=")
+        if flag not in ("--config", "-config"):
+            continue
+        if equals:
+            found[index] = f"{flag}={find_config(value)}"
+        elif index + 1 < len(argv):
+            found[index + 1] = find_config(argv[index + 1])
+    return found
+
+
 def read_config(holder: flags.FlagHolder) -> Config:
     """The checked settings of a `--config` flag.
 
@@ -143,8 +158,8 @@ def read_config(holder: flags.FlagHolder) -> Config:
     except OSError:
         path = config_flags.get_config_filename(flags.FLAGS[holder.name])
         raise UserError(
-            f"--config={path} is no file; the project's own are in configs/, "
-            "such as configs/demo.py."
+            f"--config={path} is not a file; the shipped configs are "
+            f"{', '.join(shipped_configs())}."
         ) from None
     return parse_config(config)
 

@@ -1,7 +1,8 @@
 """Trains one model on all categories of a data set, then evaluates it.
 
-    python -m harmoniad_jax.train --config configs/folder.py:root=photos --workdir runs/a
+    python -m harmoniad_jax.train --config folder:root=photos --workdir runs/a
 
+--config takes the path of a config file or the short name of a shipped one, such as mvtec.
 Any setting can be changed: --config.train.num_steps=300. The same command continues a run
 that was interrupted. SIGTERM and Ctrl-C end the step, save, and exit with status 75.
 
@@ -19,7 +20,7 @@ from harmoniad_jax import cli
 
 def main() -> None:
     """The command's entry point."""
-    config = config_flags.DEFINE_config_file("config", None, "The config file to run.")
+    config = config_flags.DEFINE_config_file("config", None, "A file or a short name.")
     workdir = flags.DEFINE_string("workdir", None, "Folder of the run, made if absent.")
     processes = cli.define_process_flags()
     flags.mark_flags_as_required(["config", "workdir"])

@@ -21,7 +21,7 @@ python=$(find_python)
 # The mark is written last, so that an interrupted installation is repeated. It names the
 # folder too: a virtual environment that was moved does not work.
 mark=.venv/installed
-wanted="$PWD $(cksum < setup.cfg)"
+wanted="$PWD $(cat setup.py setup.cfg | cksum)"
 if [ "$(cat "$mark" 2> /dev/null)" != "$wanted" ]; then
     echo "Installing into .venv with $("$python" --version) ..."
     # Over what is there: an accelerator's packages stay installed.

@@ -144,7 +144,7 @@ to end it: bash scripts/tpu_vm.sh delete"
 }
 
 install() {
-    local share=() parts=(README.md LICENSE setup.cfg pyproject.toml scripts configs
+    local share=() parts=(README.md LICENSE setup.py setup.cfg pyproject.toml scripts configs
         harmoniad_jax tfds_builders)
     if [ -n "$UPLOAD" ]; then parts+=("$UPLOAD"); fi
     if [ -n "$NFS" ]; then share=("$NFS" "$SHARED"); fi

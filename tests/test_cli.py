@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from run_helpers import changed
+from run_helpers import call_command, changed
 
 from harmoniad_jax.config import Config
 from harmoniad_jax.errors import UserError
@@ -136,6 +136,31 @@ def test_config_file_that_does_not_exist(workdir):
     assert "configs/absent.py" in line
 
 
+@pytest.mark.parametrize("given", ["--config=mvtex", "--config mvtex:encoder=clip-b16"])
+def test_unknown_short_name_of_a_config(workdir, given):
+    line = error_of("train", *given.split(), "--workdir", workdir)
+    assert "--config=mvtex is neither a file nor a shipped config" in line
+    assert "btad, demo, folder, joint, mvtec, visa. Did you mean 'mvtec'?" in line
+
+
+@pytest.mark.parametrize("flag", ["--config=", "-config=", "--config "])
+def test_short_name_of_a_config_from_any_folder(tmp_path, workdir, flag):
+    arguments = f"{flag}folder:root={tmp_path / 'nowhere'},encoder=untrained".split()
+    done = call_command(
+        *("train", *arguments, "--workdir", workdir, "--config.model.head_width=32"),
+        folder=tmp_path,
+    )
+    assert done.returncode == 2
+    assert f"{tmp_path / 'nowhere'}" in done.stderr
+
+
+def test_a_file_has_precedence_over_a_short_name(tmp_path, workdir):
+    (tmp_path / "demo").write_text("raise ValueError('of mine')\n")
+    done = call_command("train", "--config=demo", "--workdir", workdir, folder=tmp_path)
+    assert done.returncode == 2
+    assert "of mine" in done.stderr
+
+
 def test_empty_config_path(workdir):
     assert "--config" in error_of("train", "--config=", "--workdir", workdir)
 
@@ -153,9 +178,9 @@ def test_config_file_that_forgets_to_return(tmp_path, workdir):
 def test_config_file_with_an_unknown_setting(tmp_path, workdir):
     path = tmp_path / "mine.py"
     path.write_text(
-        "from configs import common\n"
+        "from harmoniad_jax.config import default_config\n"
         "def get_config():\n"
-        "    config = common.get_config()\n"
+        "    config = default_config()\n"
         "    config.train.num_stesp = 3\n"
         "    return config\n"
     )

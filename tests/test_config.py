@@ -17,6 +17,7 @@ from harmoniad_jax.config import (
     unknown_field,
     with_settings,
 )
+from harmoniad_jax.config_files import load_config, shipped_configs
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.fields import type_name
 from harmoniad_jax.model.encoders.encoder import EncoderDescription, describe_untrained_clip
@@ -24,8 +25,7 @@ from harmoniad_jax.model.harmoniad import HarmoniAD
 from harmoniad_jax.run.checks import config_problems
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-NOT_CONFIGS = {"__init__", "encoders"}
-CONFIG_NAMES = sorted({path.stem for path in CONFIGS.glob("*.py")} - NOT_CONFIGS)
+CONFIG_NAMES = sorted(shipped_configs())
 
 
 def message_of(values):
@@ -290,11 +290,16 @@ def test_every_config_file_fits_its_encoder(name):
     assert config_problems(config, description, 8) == []
 
 
-@pytest.mark.parametrize("name", sorted(set(CONFIG_NAMES) - {"common"}))
+@pytest.mark.parametrize("name", CONFIG_NAMES)
 def test_every_config_file_shows_its_command(name):
     text = (CONFIGS / f"{name}.py").read_text().partition('"""\n\n')[0]
     assert "python -m harmoniad_jax.train" in text
     assert f"--config configs/{name}.py" in text
+
+
+def test_a_shipped_config_is_loaded_by_its_name():
+    assert load_config("demo").to_dict() == config_of("demo")().to_dict()
+    assert load_config("folder", "root=photos").data.root == "photos"
 
 
 def test_data_set_configs_name_their_data_set():
@@ -304,7 +309,7 @@ def test_data_set_configs_name_their_data_set():
 
 
 def test_config_files_do_not_share_their_values():
-    get_config = config_of("common")
+    get_config = config_of("mvtec")
     get_config().train.num_steps = 1
     assert get_config().train.num_steps == Config().train.num_steps
 

@@ -6,7 +6,7 @@ import pytest
 import transformers
 
 from configs import folder, joint, mvtec
-from configs.encoders import CLIP_MODELS
+from harmoniad_jax.clip_models import CLIP_MODELS
 from harmoniad_jax.config import parse_config, with_settings
 from harmoniad_jax.data.records import Dataset
 from harmoniad_jax.devices.mesh import make_mesh

@@ -87,7 +87,9 @@ def test_the_package_is_found():
 BASICS = ("errors", "fields", "folders", "locks", "signals", "words")
 ROOMS = {
     "config": ("errors", "fields"),
-    "cli": ("config", "errors", "fields", "signals"),
+    "clip_models": ("errors",),
+    "config_files": ("clip_models", "config", "errors"),
+    "cli": ("config", "config_files", "errors", "fields", "signals"),
     "data": ("errors",),
     "metrics": (),
     "report": ("config", "errors", "fields", "metrics", "words"),
@@ -109,7 +111,12 @@ ROOMS = {
         *(*BASICS, "config", "data", "devices", "model", "report", "steps"),
         *("run", "checkpoints", "features", "inference", "evaluation"),
     ),
+    "studies": (
+        *(*BASICS, "config", "data", "devices", "metrics", "model", "report"),
+        *("run", "checkpoints", "features", "inference", "evaluation", "training"),
+    ),
 }
+COMMANDS = ("train", "evaluate", "predict", "summarize", "ablate", "robustness")
 LIGHT = ("data", "metrics", "report")  # rooms that know neither JAX nor Flax
 
 
@@ -170,7 +177,7 @@ def test_light_rooms_do_not_know_jax(part):
 
 def test_the_flags_are_read_before_jax_is_loaded():
     """A mistake on the command line is reported at once."""
-    for name in ("train", "evaluate", "predict", "summarize"):
+    for name in COMMANDS:
         tree = ast.parse(MODULES[f"{PACKAGE}.{name}"].read_text())
         kinds = (ast.Import, ast.ImportFrom)
         top = [ast.unparse(node) for node in tree.body if isinstance(node, kinds)]
@@ -190,9 +197,9 @@ def test_orbax_is_called_in_one_file():
 
 
 def test_no_file_imports_another_framework_or_relatively():
-    """But for the yardstick in PyTorch, which benchmark_torch.py loads if it is asked."""
-    yardstick = ROOT / "scripts" / "torch_head.py"
-    for file in sources(PACKAGE, "configs", "tfds_builders", "scripts", "tests"):
+    """But for the yardstick in PyTorch, which time_torch.py loads if it is asked."""
+    yardstick = ROOT / "benchmarks" / "torch_head.py"
+    for file in sources(PACKAGE, "configs", "tfds_builders", "benchmarks", "tests"):
         for name in imports(file.read_text()):
             torch = below(name, "torch") and file != yardstick
             refused = name.startswith(".") or below(name, "tensorflow", "clu") or torch

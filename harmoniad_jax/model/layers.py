@@ -19,7 +19,7 @@ class Dense(nn.Dense):
     """`nn.Dense` over the last axis, as one matrix product over all other axes.
 
     The same arithmetic, but XLA's CPU backend computes the weights' gradient two to three
-    times faster when it contracts one axis instead of two (scripts/benchmark_layers.py).
+    times faster when it contracts one axis instead of two (benchmarks/time_layers.py).
     """
 
     kernel_init: nn.initializers.Initializer = nn.initializers.truncated_normal(

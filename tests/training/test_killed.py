@@ -3,6 +3,7 @@
 import os
 import signal
 
+import jax
 import torture_resume
 from run_helpers import overrides
 
@@ -10,10 +11,12 @@ from run_helpers import overrides
 def test_a_killed_run_ends_as_an_undisturbed_one(
     tiny_config, tmp_path, monkeypatch, capsys
 ):
-    """The short form of scripts/torture_resume.py: SIGKILL at random moments.
+    """The short form of benchmarks/torture_resume.py: SIGKILL at random moments.
 
     On one device, as users run it, and each of the two runs compiles for itself.
     """
+    # JAX reads the flags once, at its start: the tests after this one need all devices.
+    jax.devices()
     flags = os.environ["XLA_FLAGS"].split()
     fast = [flag for flag in flags if "device_count" not in flag]
     monkeypatch.setenv("XLA_FLAGS", " ".join(fast))

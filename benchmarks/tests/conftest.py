@@ -1,0 +1,3 @@
+"""The environment of the tests in tests/."""
+
+import environment  # noqa: F401  (before anything that imports JAX)

@@ -1,0 +1,1 @@
+"""What trained variants and runs are compared by: ablations and corrupted images."""

@@ -1,0 +1,219 @@
+"""What corruptions cost trained runs: every figure under each, at several severities."""
+
+import functools
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harmoniad_jax.checkpoints.folders import has_checkpoints
+from harmoniad_jax.data.records import Record
+from harmoniad_jax.errors import UserError
+from harmoniad_jax.evaluation.measure import measure
+from harmoniad_jax.folders import write_whole
+from harmoniad_jax.inference.predictor import Predictor
+from harmoniad_jax.inference.restore import restore_run
+from harmoniad_jax.metrics import METRIC_NAMES, mean_metrics
+from harmoniad_jax.report.plots import PNG_DPI, style
+from harmoniad_jax.run.run import Run
+from harmoniad_jax.studies.bands import BANDS, through_band
+from harmoniad_jax.studies.corruptions import (
+    CORRUPTIONS,
+    SEVERITIES,
+    Condition,
+    corrupted,
+)
+from harmoniad_jax.studies.robustness_tables import CLEAN, plot, tables
+
+FIGURES = "robustness.json"  # in the output folder
+
+
+class Robustness:
+    """Trained runs under corruptions, with their figures in one folder."""
+
+    def __init__(
+        self,
+        workdirs: Sequence[Path],
+        output: Path,
+        *,
+        images: int | None = None,
+        corruptions: Sequence[str] = (),
+        severities: Sequence[int] = (),
+        bands: bool = False,
+    ):
+        """Checks everything before the first evaluation.
+
+        Args:
+          workdirs: folders of the runs, each of another name.
+          output: folder for figures, tables and plot, made if absent.
+          images: of each category, at most; None: all.
+          corruptions: their names; empty for all.
+          severities: 1 to 5; empty for all.
+          bands: whether each corruption that moves no pixels is evaluated through each
+            frequency band of the features as well.
+
+        Raises:
+          UserError: an unknown corruption or severity, a folder without a run, or two of
+            the same name.
+        """
+        for name in corruptions:
+            if name not in CORRUPTIONS:
+                raise UserError(
+                    f"corruption {name!r} is unknown; there are {', '.join(CORRUPTIONS)}."
+                )
+        for level in severities:
+            if level not in SEVERITIES:
+                raise UserError(f"severity {level} is unknown; expected 1 to 5.")
+        self._workdirs = [workdir.expanduser().resolve() for workdir in workdirs]
+        for workdir in self._workdirs:
+            if not has_checkpoints(workdir):
+                raise UserError(f"{workdir} holds no checkpoint of a run.")
+        self._names = [workdir.name for workdir in self._workdirs]
+        if len(set(self._names)) < len(self._names):
+            raise UserError(
+                f"runs are told apart by their names, but got {', '.join(self._names)}."
+            )
+        self._output, self._images = output, images
+        self._severities = sorted(set(severities or SEVERITIES))
+        self._conditions = conditions_of(corruptions or tuple(CORRUPTIONS), bands)
+
+    def run(self) -> str:
+        """Evaluates what was not evaluated yet, writes everything, and returns the tables.
+
+        Raises:
+          UserError: a run is not finished or has no test images; or the folder holds
+            figures of other runs, or of other images or severities.
+        """
+        kept = self._read_kept()
+        self._output.mkdir(parents=True, exist_ok=True)
+
+        def save() -> None:
+            write_whole(self._output / FIGURES, json.dumps(kept, indent=2) + "\n")
+
+        conditions, severities = self._conditions, self._severities
+        for workdir in self._workdirs:
+            of_this = kept["runs"].setdefault(workdir.name, {})
+            fill_in(workdir, conditions, severities, self._images, of_this, save)
+        figures = {name: kept["runs"][name]["figures"] for name in self._names}
+        text = tables(figures, conditions, severities)
+        (self._output / "robustness.md").write_text(text)
+        with style():
+            drawing = plot(figures, conditions, severities)
+            drawing.savefig(self._output / "robustness.png", dpi=PNG_DPI)
+        return text
+
+    def _read_kept(self) -> dict[str, Any]:
+        """The figures of earlier calls.
+
+        Raises:
+          UserError: they are of other images or severities.
+        """
+        path = self._output / FIGURES
+        asked = {"images": self._images, "severities": self._severities}
+        if not path.is_file():
+            return asked | {"runs": {}}
+        kept = json.loads(path.read_text())
+        for name, value in asked.items():
+            if kept.get(name) != value:
+                raise UserError(
+                    f"{path} was made with {kept.get(name) or 'all'} {name}, not with "
+                    f"{value or 'all'}; give another --output, or delete it."
+                )
+        return kept
+
+
+def conditions_of(corruptions: Sequence[str], bands: bool) -> list[Condition]:
+    """Every corruption, and where it moves no pixels and bands are wanted, through each."""
+    conditions = []
+    for name in corruptions:
+        conditions.append(Condition(name))
+        if bands and not CORRUPTIONS[name].move:
+            conditions += [Condition(name, band) for band in BANDS]
+    return conditions
+
+
+def chosen_records(records: Sequence[Record], most: int | None) -> dict[str, list[Record]]:
+    """Test images by category, at most so many of each, evenly taken; None: all."""
+    categories: dict[str, list[Record]] = {}
+    for record in records:
+        categories.setdefault(record.category, []).append(record)
+    for name, found in categories.items():
+        count = min(most or len(found), len(found))
+        rows = np.linspace(0, len(found) - 1, count).round().astype(int)
+        categories[name] = [found[row] for row in rows]
+    return categories
+
+
+def mean_figures(
+    run: Run, predictor: Predictor, records: dict[str, list[Record]], title: str
+) -> dict[str, float | None]:
+    """The seven figures, means over the categories; None where undefined."""
+    per_category = {
+        name: measure(run, predictor, f"{title}, {name}", found).figures
+        for name, found in records.items()
+    }
+    means = mean_metrics(per_category)
+    return {name: None if math.isnan(means[name]) else means[name] for name in METRIC_NAMES}
+
+
+def fill_in(
+    workdir: Path,
+    conditions: Sequence[Condition],
+    severities: Sequence[int],
+    images: int | None,
+    kept: dict[str, Any],
+    save: Callable[[], None],
+) -> None:
+    """Evaluates a run where that was not done yet, and saves after every condition.
+
+    Args:
+      workdir: folder of the run.
+      conditions: to evaluate it under.
+      severities: of each of them.
+      images: of each category, at most; None: all.
+      kept: what is known of the run: "run", which it is, and "figures", by condition the
+        seven figures at each severity.
+      save: writes all that is known.
+
+    Raises:
+      UserError: what is kept is of another run, or there are no test images.
+    """
+    # Corrupted images are seen once.
+    run, state, encoder_params, _ = restore_run(workdir, {"cache.evaluation": False})
+    if int(state.step) < run.config.train.num_steps:
+        raise UserError(f"{workdir} is not trained to its end; finish it first.")
+    if not run.dataset.test:
+        raise UserError(f"{workdir} was trained on a data set without test images.")
+    this = {"step": int(state.step), "config_hash": run.config.hash}
+    if kept.setdefault("run", this) != this:
+        raise UserError(
+            f"the figures that are kept of {workdir.name} are of another run of that name; "
+            "give another --output."
+        )
+    figures = kept.setdefault("figures", {})
+    records = chosen_records(run.dataset.test, images)
+    predictor = functools.partial(Predictor, run, state, encoder_params)
+    predictors = {None: predictor()} | {
+        band: predictor(through_band(run, encoder_params, band)) for band in BANDS
+    }
+
+    def under(condition: Condition, severity: int) -> dict[str, float | None]:
+        changed = {
+            category: [
+                corrupted(record, condition.corruption, severity) for record in found
+            ]
+            for category, found in records.items()
+        }
+        title = f"{condition.corruption} {severity}"
+        return mean_figures(run, predictors[condition.band], changed, title)
+
+    if CLEAN not in figures:
+        figures[CLEAN] = [mean_figures(run, predictors[None], records, CLEAN)]
+        save()
+    for condition in conditions:
+        if condition.name not in figures:
+            figures[condition.name] = [under(condition, level) for level in severities]
+            save()

@@ -1,0 +1,117 @@
+"""Figures against severity, as tables and as a plot."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from harmoniad_jax.metrics import METRIC_NAMES
+from harmoniad_jax.report.plots import LIGHT, style
+from harmoniad_jax.report.tables import HEADINGS, markdown_table, percent
+from harmoniad_jax.studies.corruptions import CORRUPTIONS, Condition
+
+CLEAN = "clean"
+# What a run loses is summed up in these: ranking of images, of pixels, and of regions.
+SUMMARISED = ("image_auroc", "pixel_ap", "pixel_aupro")
+BANDS_NOTE = (
+    "In the rows of a band, the clean image's features got that band of the corrupted "
+    "image's, split by the default gate, and in both cases its class token."
+)
+COLOURS = (LIGHT.curve, LIGHT.defective, LIGHT.good, LIGHT.ink)
+
+# run -> condition -> the seven figures at each severity, one for CLEAN; None: undefined.
+Figures = Mapping[str, Mapping[str, Sequence[Mapping[str, float | None]]]]
+
+
+def mean_change(figures: Figures, run: str, condition: str, metric: str) -> float | None:
+    """By how much a figure changes, on average over the severities; None if undefined."""
+    (clean,) = figures[run][CLEAN]
+    values = [one[metric] for one in figures[run][condition]]
+    if clean[metric] is None or None in values:
+        return None
+    return statistics.fmean(values) - clean[metric]
+
+
+def tables(
+    figures: Figures, conditions: Sequence[Condition], severities: Sequence[int]
+) -> str:
+    """What each run loses under each condition, and every figure, as Markdown."""
+    parts = [
+        "## What is lost",
+        "The change of a figure under a corruption, in percent points, on average over "
+        "its severities; the figures of clean images stand in the first row.",
+        *([BANDS_NOTE] if any(condition.band for condition in conditions) else []),
+        _changes_table(figures, conditions),
+        "## Every figure",
+    ]
+    for run in figures:
+        parts += [f"### {run}", _severities_table(figures, run, conditions, severities)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _changes_table(figures: Figures, conditions: Sequence[Condition]) -> str:
+    columns = [(metric, run) for metric in SUMMARISED for run in figures]
+    headings = [f"{HEADINGS[metric]} {run}" for metric, run in columns]
+    rows = [["corruption", *headings]]
+    rows.append(
+        [CLEAN, *(percent(figures[run][CLEAN][0][metric]) for metric, run in columns)]
+    )
+    for name in (condition.name for condition in conditions):
+        changes = (mean_change(figures, run, name, metric) for metric, run in columns)
+        rows.append([name, *("-" if c is None else f"{100 * c:+.1f}" for c in changes)])
+    return markdown_table(rows)
+
+
+def _severities_table(
+    figures: Figures, run: str, conditions: Sequence[Condition], severities: Sequence[int]
+) -> str:
+    def row(name: str, level: str, one: Mapping[str, float | None]) -> list[str]:
+        return [name, level, *(percent(one[metric]) for metric in METRIC_NAMES)]
+
+    rows = [["corruption", "level", *(HEADINGS[name] for name in METRIC_NAMES)]]
+    rows.append(row(CLEAN, "-", *figures[run][CLEAN]))
+    for condition in conditions:
+        levels, unit, *_ = CORRUPTIONS[condition.corruption]
+        of_this = figures[run][condition.name]
+        for severity, one in zip(severities, of_this, strict=True):
+            rows.append(row(condition.name, f"{levels[severity - 1]:g} {unit}", one))
+    return markdown_table(rows)
+
+
+def plot(
+    figures: Figures, conditions: Sequence[Condition], severities: Sequence[int]
+) -> Figure:
+    """A row for each figure, a column for each condition, a line for each run."""
+    names = [condition.name for condition in conditions]
+    with style():
+        size = (1.0 + 1.5 * len(names), 0.6 + 1.3 * len(METRIC_NAMES))
+        figure = Figure(figsize=size, layout="constrained")
+        grid = figure.subplots(
+            *(len(METRIC_NAMES), len(names)),
+            sharex=True,
+            sharey="row",
+            squeeze=False,
+        )
+        for row, metric in zip(grid, METRIC_NAMES, strict=True):
+            for axes, name in zip(row, names, strict=True):
+                for index, (run, own) in enumerate(figures.items()):
+                    points = [one[metric] for one in (*own[CLEAN], *own[name])]
+                    axes.plot(
+                        (0, *severities),
+                        [math.nan if point is None else point for point in points],
+                        color=COLOURS[index % len(COLOURS)],
+                        linestyle=("-", "--", ":")[index // len(COLOURS) % 3],
+                        label=run,
+                    )
+                axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            row[0].set_ylabel(HEADINGS[metric])
+            row[0].yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+            row[0].yaxis.set_major_locator(MaxNLocator(nbins=4))
+        for axes, name in zip(grid[0], names, strict=True):
+            axes.set_title(name, color=LIGHT.ink, fontsize=9)
+        figure.supxlabel("Severity; 0 is the clean image", color=LIGHT.ink, fontsize=9)
+        lines, labels = grid[0, 0].get_legend_handles_labels()
+        figure.legend(lines, labels, loc="outside upper left", ncols=len(labels))
+    return figure

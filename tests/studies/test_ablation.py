@@ -1,0 +1,241 @@
+"""Ablations: variants and seeds trained, compared, and taken up where they ended."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from run_helpers import overrides
+
+from configs import demo
+from harmoniad_jax.config import parse_config, with_settings
+from harmoniad_jax.errors import UserError
+from harmoniad_jax.locks import lock
+from harmoniad_jax.metrics import METRIC_NAMES
+from harmoniad_jax.run.run import describe, resolve_config
+from harmoniad_jax.studies.ablation_tables import leave_one_out, over_seeds, variants_table
+from harmoniad_jax.studies.variants import (
+    REFERENCE,
+    VARIANTS,
+    choose,
+    tap_variants,
+    trained_as,
+)
+
+ROOT = Path(__file__).parents[2]
+
+
+def command(config, workdir, *arguments):
+    """What to give to subprocess."""
+    flags = os.environ["XLA_FLAGS"].split()
+    one_device = " ".join(flag for flag in flags if "device_count" not in flag)
+    program = [sys.executable, "-m", "harmoniad_jax.ablate", "--config=configs/demo.py"]
+    return {
+        "args": [*program, f"--workdir={workdir}", *overrides(config), *arguments],
+        "cwd": ROOT,
+        "env": {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": one_device},
+        "text": True,
+    }
+
+
+def ablate(config, workdir, *arguments):
+    return subprocess.run(**command(config, workdir, *arguments), capture_output=True)
+
+
+def kept(workdir):
+    return {path.parent.name for path in workdir.glob("*/kept.json")}
+
+
+def run_of(**figures):
+    """What is kept of a run: every figure 0.5 but these, on categories a, b and c."""
+    mean = dict.fromkeys(METRIC_NAMES, 0.5) | figures
+    per_category = {name: dict(mean) for name in "abc"}
+    return {
+        "mean": mean,
+        "per_category": per_category,
+        "parameters": 1234,
+        "flops": 2e9,
+        "seconds": 90.0,
+    }
+
+
+@pytest.mark.parametrize("encoder", ["untrained-2", "untrained-12"])
+def test_every_variant_is_one_that_can_be_trained(encoder):
+    depth = int(encoder.partition("-")[2])
+    base = parse_config(demo.get_config())
+    base = with_settings(base, {"encoder.untrained.depth": depth})
+    if depth == 2:  # too few blocks for three groups
+        names = [name for name in VARIANTS if name != "groups-3"]
+    else:
+        names = [*VARIANTS, *tap_variants(describe(base))]
+    for name in names:
+        settings = (VARIANTS | tap_variants(describe(base)))[name]
+        resolve_config(with_settings(base, settings), with_data=False)
+
+
+def test_the_reference_is_always_made_and_first():
+    assert list(choose(["plain"], VARIANTS)) == [REFERENCE, "plain"]
+    assert list(choose([], VARIANTS)) == list(VARIANTS)
+    with pytest.raises(UserError, match=r"'plane' is unknown.*Did you mean 'plain'"):
+        choose(["plane"], VARIANTS)
+
+
+def test_variants_of_the_evaluation_need_no_training():
+    sources = {name: trained_as(name, VARIANTS) for name in VARIANTS}
+    assert {name: source for name, source in sources.items() if source} == {
+        "groups-equal": "harmoniad",
+        "shallow-group-only": "harmoniad",
+        "plain-groups-equal": "plain",
+        "with-branch-maps": "harmoniad",
+        "with-branch-distances": "harmoniad",
+        "score-is-maximum": "harmoniad",
+    }
+    # What they evaluate is made before them.
+    assert list(choose(["plain-groups-equal"], VARIANTS)) == [
+        *("harmoniad", "plain", "plain-groups-equal")
+    ]
+
+
+def test_mean_and_deviation_over_seeds():
+    assert over_seeds([1.0]) == (1.0, None)
+    mean, deviation = over_seeds([1.0, 2.0, 3.0])
+    assert (mean, deviation) == (2.0, 1.0)
+
+
+def test_the_table_compares_seed_by_seed():
+    results = {
+        "harmoniad": {0: run_of(pixel_ap=0.40), 1: run_of(pixel_ap=0.60)},
+        # Better than the reference of the same seed, though below its mean.
+        "plain": {0: run_of(pixel_ap=0.45)},
+    }
+    reference, plain = variants_table(results, "harmoniad").splitlines()[2:]
+    assert "50.0 ± 14.1 |" in reference and " 1,234 |" in reference
+    assert "45.0 (+5.0)" in plain and plain.rstrip(" |").endswith("1.5")
+
+
+def test_a_choice_is_looked_at_where_it_was_not_made():
+    """What is best on a and b alone is chosen for c, and what it costs there is seen."""
+    results = {"harmoniad": {0: run_of()}, "fits-a-and-b": {0: run_of()}}
+    figures = results["fits-a-and-b"][0]["per_category"]
+    figures["a"]["pixel_ap"] = figures["b"]["pixel_ap"] = 0.7
+    figures["c"]["pixel_ap"] = 0.2
+    rows = leave_one_out(results, "harmoniad")
+    assert [row["left_out"] for row in rows] == ["a", "b", "c"]
+    assert [row["chosen"] for row in rows] == ["harmoniad", "harmoniad", "fits-a-and-b"]
+    assert rows[2]["gain"]["pixel_ap"] == pytest.approx(-0.3)
+    assert rows[0]["gain"]["pixel_ap"] == 0
+
+
+def test_a_choice_is_made_over_the_seeds_of_both():
+    """A lucky seed of a variant is compared with that seed of the reference."""
+    results = {
+        "harmoniad": {0: run_of(pixel_ap=0.2), 1: run_of(pixel_ap=0.9)},
+        "lucky": {1: run_of(pixel_ap=0.8)},
+    }
+    assert {row["chosen"] for row in leave_one_out(results, "harmoniad")} == {"harmoniad"}
+
+
+def test_one_category_leaves_nothing_to_choose_on():
+    run = run_of()
+    run["per_category"] = {"a": run["per_category"]["a"]}
+    assert leave_one_out({"harmoniad": {0: run}}, "harmoniad") == []
+
+
+def test_undefined_figures_are_left_out():
+    results = {"harmoniad": {0: run_of(pixel_ap=None)}}
+    assert "| - |" in " ".join(variants_table(results, "harmoniad").split())
+    assert "pixel_ap" not in leave_one_out(results, "harmoniad")[0]["gain"]
+
+
+def test_variants_are_trained_compared_and_kept(tiny_config, tmp_path):
+    config = with_settings(
+        tiny_config,
+        {
+            "train.num_steps": 2,
+            "data.categories": ("fabric", "tablet"),
+            "cache.folder": str(tmp_path / "features"),
+        },
+    )
+    workdir = tmp_path / "ablation"
+    # Another process is at the first run, so to say, and then it is gone: the others are
+    # made first, and that one in the end.
+    first = workdir / f"{REFERENCE}-0"
+    first.mkdir(parents=True)
+    log = tmp_path / "log"
+    asked = command(config, workdir, "--variants=plain", "--seeds=0,1")
+    with lock(first / ".lock") as at_work, log.open("w") as file:
+        made = subprocess.Popen(**asked, stdout=file, stderr=subprocess.STDOUT)
+        try:
+            while made.poll() is None and "waiting for another" not in log.read_text():
+                time.sleep(0.1)
+            assert made.poll() is None, log.read_text()
+            assert kept(workdir) == {"plain-0", "plain-1", f"{REFERENCE}-1"}
+            at_work.close()
+            assert made.wait() == 0, log.read_text()
+        finally:
+            made.kill()
+            made.wait()
+    assert kept(workdir) == {"plain-0", "plain-1", f"{REFERENCE}-0", f"{REFERENCE}-1"}
+    figures = json.loads((workdir / "ablation.json").read_text())
+    assert set(figures["runs"]) == {"harmoniad", "plain"}
+    assert all(set(runs) == {"0", "1"} for runs in figures["runs"].values())
+    first, second = figures["runs"]["plain"].values()
+    assert first["parameters"] > 0 and first["flops"] > 0 and first["seconds"] > 0
+    assert first["mean"] != second["mean"]
+    table = (workdir / "ablation.md").read_text()
+    assert table in log.read_text() and "± " in table
+
+    # Nothing is made twice, and what is asked for later comes beside it. Runs of versions
+    # that had other settings do not stop the others.
+    def rewrite(name, change):
+        path = workdir / name / "kept.json"
+        run = json.loads(path.read_text())
+        change(run["config"])
+        path.write_text(json.dumps(run))
+
+    rewrite("plain-1", lambda config: config["model"].update(removed=True))
+    rewrite("harmoniad-1", lambda config: config["evaluation"].pop("map_decay"))
+    made = ablate(config, workdir, "--variants=plain,score-is-maximum", "--seeds=0")
+    assert made.returncode == 0, made.stderr
+    assert "variant score-is-maximum, seed 0" in made.stderr
+    assert "variant plain" not in made.stderr and "variant harmoniad" not in made.stderr
+    assert "plain-1 is left out: config.model.removed is no setting" in made.stderr
+    # It was not scored as the default says now.
+    assert "harmoniad-1 is left out: config.evaluation.map_decay did not" in made.stderr
+    del figures["runs"]["plain"]["1"], figures["runs"]["harmoniad"]["1"]
+    again = json.loads((workdir / "ablation.json").read_text())["runs"]
+    assert again == figures["runs"] | {"score-is-maximum": again["score-is-maximum"]}
+    # The evaluation alone: of the same run, with the same pixels.
+    reference, maximum = again["harmoniad"]["0"], again["score-is-maximum"]["0"]
+    assert maximum["mean"]["pixel_ap"] == reference["mean"]["pixel_ap"]
+    assert maximum["seconds"] == 0
+
+    # Where the images are may change; how they are trained on may not.
+    other = with_settings(config, {"train.batch_size": 16, "data.threads": 1})
+    refused = ablate(other, workdir, "--variants=plain", "--seeds=0")
+    assert refused.returncode == 2
+    assert "config.train.batch_size is 16 but was 8. Give another" in refused.stderr
+    assert "threads" not in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--variants=plane",), "variant 'plane' is unknown"),
+        (("--seeds=a",), "--seeds=a is not a list of numbers"),
+        (
+            ("--variants=plain", "--workdir=/dev/null/runs"),
+            "--workdir=/dev/null/runs cannot be made",
+        ),
+        (("--variants=groups-3",), "variant 'groups-3': config.encoder.groups is 3"),
+    ],
+)
+def test_a_mistake_is_one_line(tiny_config, tmp_path, arguments, message):
+    made = ablate(tiny_config, tmp_path / "ablation", *arguments)
+    assert made.returncode == 2
+    assert made.stderr.startswith("error: ") and message in made.stderr
+    assert made.stderr.count("\n") == 1
+    assert not (tmp_path / "ablation").exists()
