@@ -1,4 +1,4 @@
-"""What the documents point at is there."""
+"""What the documents point at exists."""
 
 import re
 from pathlib import Path
@@ -6,16 +6,31 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = (ROOT, ROOT / "docs", ROOT / "benchmarks")
-DOCUMENTS = sorted(path for folder in FOLDERS for path in folder.glob("*.md"))
+DOCUMENTS = sorted(
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/**/*.md")]
+)
+FILE = re.compile(
+    r"(?<![\w./])(?:configs|scripts|docs|benchmarks|tests)/(?:[\w-]+/)*[\w.-]+\."
+    r"(?:py|sh|md|csv|png)\b"
+)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def anchors(document):
+    """The anchors that GitHub gives the headings of a document."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(), re.MULTILINE)
+    kept = [re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings]
+    return {heading.replace(" ", "-") for heading in kept}
+
+
+@pytest.mark.parametrize(
+    "document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT))
+)
 def test_links_and_files_exist(document):
     text = document.read_text()
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
-    files = re.findall(r"(?:benchmarks|configs|scripts|docs)/\w+\.(?:py|sh|md)", text)
-    for target in links:
-        assert (document.parent / target).exists(), target
-    for target in files:
-        assert (ROOT / target).exists(), target
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", text):
+        path, _, anchor = target.partition("#")
+        linked = document.parent / path if path else document
+        assert linked.exists(), target
+        assert not anchor or anchor in anchors(linked), target
+    for file in FILE.findall(text):
+        assert (ROOT / file).exists(), file

@@ -1,10 +1,12 @@
 """From targets and predictions to anomaly maps and image scores.
 
 d_kg(i, j) = 1 - cos(F_kg(i, j), P_kg(i, j))             of comparison k and group g
-z_kg       = (d_kg - mean_kg) / deviation_kg             standardised on training images
+z_kg       = (d_kg - mean_kg) / deviation_kg             standardised on good images
 fuse(a)    = sum_k weight_k sum_g a^g z_kg / sum_g a^g   deeper groups weigh less
 map        = gaussian(upsample(fuse(map_decay)))
 score      = mean of the largest 1 % of gaussian(upsample(fuse(score_decay)))
+
+The good images are the held-out ones, or training images where nothing is held out.
 """
 
 from collections.abc import Mapping
@@ -21,9 +23,10 @@ SMALLEST_NORM = 1e-8
 
 
 class Statistics(NamedTuple):
-    """Mean and standard deviation of the distances over training images.
+    """Mean and standard deviation of the distances over good images.
 
-    Each maps the name of a comparison to [G] float32.
+    Measured on held-out images, or on training images where nothing is held out. Each maps
+    the name of a comparison to [G] float32.
     """
 
     mean: dict[str, jax.Array]

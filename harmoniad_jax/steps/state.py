@@ -23,8 +23,8 @@ class TrainState:
       rng: uint32 key data; the key of step n is `fold_in(rng, n)`.
       skipped: int32 scalar, steps that changed nothing since they were not finite.
       skipped_in_a_row: int32 scalar, those of them since the last finite one.
-      statistics: of the distances on training images; zero and one until the last
-        step, after which they are measured.
+      statistics: of the distances on good images, see `scoring.Statistics`; zero and one
+        until the last step, after which they are measured.
     """
 
     step: jax.Array

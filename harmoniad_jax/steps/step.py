@@ -175,7 +175,7 @@ class Steps:
 
         Args:
           params: the network's parameters.
-          statistics: of the distances on training images.
+          statistics: of the distances on good images, see `scoring.Statistics`.
           encoder_params: the frozen encoder's weights.
           inputs: see `distance_step`.
 

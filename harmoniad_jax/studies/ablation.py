@@ -16,7 +16,7 @@ from harmoniad_jax.errors import UserError
 from harmoniad_jax.evaluation.evaluate import evaluate
 from harmoniad_jax.fields import flatten
 from harmoniad_jax.folders import write_whole
-from harmoniad_jax.inference.restore import restore_run
+from harmoniad_jax.inference.restore import open_trained
 from harmoniad_jax.locks import lock
 from harmoniad_jax.report.summary import read_run
 from harmoniad_jax.run.datasets import open_dataset
@@ -196,7 +196,7 @@ class Ablation:
         if source is None:
             results = train_and_evaluate(config, folder)
         else:
-            results = evaluate(*restore_run(self._folder(source, seed), changes), folder)
+            results = evaluate(open_trained(self._folder(source, seed), changes), folder)
         # What was compiled for one variant is of no use to the next.
         jax.clear_caches()
         run = {

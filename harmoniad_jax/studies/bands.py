@@ -16,22 +16,21 @@ from jax.sharding import Mesh
 from harmoniad_jax.config import ModelConfig
 from harmoniad_jax.data.records import Record
 from harmoniad_jax.features.encode import Inputs, image_inputs
+from harmoniad_jax.inference.trained import Trained
 from harmoniad_jax.model.encoders.encoder import Features
 from harmoniad_jax.model.split import low_pass
-from harmoniad_jax.run.run import Run
 
 BANDS = ("low", "high")
 
 
-def through_band(run: Run, encoder_params: Any, band: str) -> Inputs:
+def through_band(trained: Trained, band: str) -> Inputs:
     """What a `Predictor` predicts corrupted records from: one band of the corruption.
 
     Args:
-      run: whose encoder it is.
-      encoder_params: the encoder's weights on all devices.
+      trained: the opened run.
       band: one of `BANDS`.
     """
-    read = image_inputs(run)
+    run, read = trained.run, image_inputs(trained.run)
     mix = functools.partial(mixed, run.encoder.encode, run.mesh, band)
 
     def inputs(
@@ -44,7 +43,7 @@ def through_band(run: Run, encoder_params: Any, band: str) -> Inputs:
             strict=True,
         )
         for (one, valid), (other, _) in pairs:
-            yield mix(encoder_params, one, other), valid
+            yield mix(trained.encoder_params, one, other), valid
 
     return inputs
 

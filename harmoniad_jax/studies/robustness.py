@@ -1,6 +1,5 @@
 """What corruptions cost trained runs: every figure under each, at several severities."""
 
-import functools
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -15,10 +14,9 @@ from harmoniad_jax.errors import UserError
 from harmoniad_jax.evaluation.measure import measure
 from harmoniad_jax.folders import write_whole
 from harmoniad_jax.inference.predictor import Predictor
-from harmoniad_jax.inference.restore import restore_run
+from harmoniad_jax.inference.restore import open_trained
 from harmoniad_jax.metrics import METRIC_NAMES, mean_metrics
 from harmoniad_jax.report.plots import PNG_DPI, style
-from harmoniad_jax.run.run import Run
 from harmoniad_jax.studies.bands import BANDS, through_band
 from harmoniad_jax.studies.corruptions import (
     CORRUPTIONS,
@@ -147,12 +145,12 @@ def chosen_records(records: Sequence[Record], most: int | None) -> dict[str, lis
     return categories
 
 
-def mean_figures(
-    run: Run, predictor: Predictor, records: dict[str, list[Record]], title: str
+def mean_metrics_of(
+    predictor: Predictor, records: dict[str, list[Record]], title: str
 ) -> dict[str, float | None]:
     """The seven figures, means over the categories; None where undefined."""
     per_category = {
-        name: measure(run, predictor, f"{title}, {name}", found).figures
+        name: measure(predictor, f"{title}, {name}", found)[0].metrics
         for name, found in records.items()
     }
     means = mean_metrics(per_category)
@@ -182,7 +180,8 @@ def fill_in(
       UserError: what is kept is of another run, or there are no test images.
     """
     # Corrupted images are seen once.
-    run, state, encoder_params, _ = restore_run(workdir, {"cache.evaluation": False})
+    trained = open_trained(workdir, {"cache.evaluation": False})
+    run, state = trained.run, trained.state
     if int(state.step) < run.config.train.num_steps:
         raise UserError(f"{workdir} is not trained to its end; finish it first.")
     if not run.dataset.test:
@@ -195,9 +194,8 @@ def fill_in(
         )
     figures = kept.setdefault("figures", {})
     records = chosen_records(run.dataset.test, images)
-    predictor = functools.partial(Predictor, run, state, encoder_params)
-    predictors = {None: predictor()} | {
-        band: predictor(through_band(run, encoder_params, band)) for band in BANDS
+    predictors = {None: Predictor(trained)} | {
+        band: Predictor(trained, through_band(trained, band)) for band in BANDS
     }
 
     def under(condition: Condition, severity: int) -> dict[str, float | None]:
@@ -208,10 +206,10 @@ def fill_in(
             for category, found in records.items()
         }
         title = f"{condition.corruption} {severity}"
-        return mean_figures(run, predictors[condition.band], changed, title)
+        return mean_metrics_of(predictors[condition.band], changed, title)
 
     if CLEAN not in figures:
-        figures[CLEAN] = [mean_figures(run, predictors[None], records, CLEAN)]
+        figures[CLEAN] = [mean_metrics_of(predictors[None], records, CLEAN)]
         save()
     for condition in conditions:
         if condition.name not in figures:
