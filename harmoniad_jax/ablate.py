@@ -54,7 +54,7 @@ def main() -> None:
         enable_compilation_cache()
         ablation = Ablation(base, Path(workdir.value).expanduser(), names.value, numbers)
         print(ablation.run())
-        print(f"The figures are in {ablation.path}")
+        print(f"The metrics are in {ablation.path}")
 
     cli.run(run, continues=True)
 

@@ -221,7 +221,7 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """From feature distances to anomaly maps, image scores and figures."""
+    """From feature distances to anomaly maps, image scores and metrics."""
 
     # Images per step, rounded up to a multiple of the number of devices.
     batch_size: int = setting(16, at_least=1, touches=NOTHING)
@@ -251,8 +251,8 @@ class EvaluationConfig:
     # "half": a cell is defective where half of it is. "any": where any of it is, which
     # grows every defect; only to compare with older tables.
     mask_rule: str = setting("half", choices=("half", "any"), touches=NOTHING)
-    # Compute figures batch by batch, in memory that hardly grows with the number of
-    # images; the pixel figures are then within a bound that is reported, and overlaps by
+    # Compute metrics batch by batch, in memory that hardly grows with the number of
+    # images; the pixel metrics are then within a bound that is reported, and overlaps by
     # the size of defects within 1/64.
     streaming: bool = setting(False, touches=NOTHING)
     # Write `report/index.html`.

@@ -5,11 +5,11 @@
 Corruptions are those of studies/corruptions.py: noise, blur, JPEG, brightness, contrast,
 uneven lighting, rotation and shift. They are applied to the images as they are on disk,
 before they are scaled. Masks follow where pixels move. A defect that is moved out of the
-picture leaves its image defective, and then counts in the image figures only. Nothing is
+picture leaves its image defective, and then counts in the image metrics only. Nothing is
 trained; the maps are standardised as for clean images.
 
-The output folder gets the seven figures of every run, corruption and severity as
-robustness.json, tables as robustness.md, and a plot of figures against severity as
+The output folder gets the seven metrics of every run, corruption and severity as
+robustness.json, tables as robustness.md, and a plot of metrics against severity as
 robustness.png. After an interruption the same command continues.
 
 With --bands every corruption that moves no pixels is also let through the low or the high

@@ -1,4 +1,4 @@
-"""Compares runs: the settings in which they differ, their figures, their time.
+"""Compares runs: the settings in which they differ, their metrics, their time.
 
 python -m harmoniad_jax.summarize runs/* [--format=csv]
 """

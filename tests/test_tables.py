@@ -9,7 +9,7 @@ from harmoniad_jax.metrics import (
     METRIC_NAMES,
     Defects,
     category_metrics,
-    defect_size_figures,
+    defect_size_metrics,
     mean_metrics,
     mean_metrics_per_dataset,
 )
@@ -234,7 +234,7 @@ def test_a_sentence_on_the_smallest_and_the_largest_defects():
 
 def test_one_defect_is_neither_small_nor_large():
     one = Defects(np.array([1.0]), np.array([3.0]), np.array([0.5]))
-    sizes = defect_size_figures({"a": one}, {"a": 1.0})
+    sizes = defect_size_metrics({"a": one}, {"a": 1.0})
     assert list(notes_on_defect_sizes(sizes)) == []
     rows = cells(defect_sizes_table(sizes))[1:]
     assert rows[0] == ["100 to 100 %", "1", "50.0", "100.0"]

@@ -1,4 +1,4 @@
-"""A trained state and test images in, the figures of every category out."""
+"""A trained state and test images in, the metrics of every category out."""
 
 import contextlib
 import json
@@ -18,8 +18,8 @@ from harmoniad_jax.inference.predictor import Predictor
 from harmoniad_jax.inference.restore import open_trained
 from harmoniad_jax.inference.trained import Trained, calibrated
 from harmoniad_jax.metrics import (
-    decision_figures,
-    defect_size_figures,
+    decision_metrics,
+    defect_size_metrics,
     mean_metrics,
     mean_metrics_per_dataset,
 )
@@ -88,7 +88,7 @@ def evaluate(trained: Trained, workdir: Path) -> dict[str, Any]:
       means over the categories of each data set where several are joined, "mean": over
       all categories, "error_bounds": of each category's metrics, empty where they are
       exact, "decisions": what the thresholds achieve, see `decide`, "defect_sizes": how
-      well defects of four sizes are found, see `metrics.defect_size_figures`, at
+      well defects of four sizes are found, see `metrics.defect_size_metrics`, at
       thresholds that "pixel_false_positive_rate" of the good pixels exceed, and counts of
       "lost_masks" and "rescued_defects".
     """
@@ -162,7 +162,7 @@ def _results(trained: Trained, measured: Mapping[str, Measured]) -> dict[str, An
 def _by_defect_size(
     run: Run, calibration: Calibration | None, measured: Mapping[str, Measured]
 ) -> dict[str, Any]:
-    """See `metrics.defect_size_figures`; what is found has a box in `predict`."""
+    """See `metrics.defect_size_metrics`; what is found has a box in `predict`."""
     rate = run.config.calibration.pixel_false_positive_rate
     thresholds = (
         {name: calibration.of(name).pixel_threshold(rate) for name in measured}
@@ -170,8 +170,8 @@ def _by_defect_size(
         else {}
     )
     defects = {name: one.defects for name, one in measured.items()}
-    figures = defect_size_figures(defects, thresholds)
-    return figures and {"pixel_false_positive_rate": rate, **figures}
+    metrics = defect_size_metrics(defects, thresholds)
+    return metrics and {"pixel_false_positive_rate": rate, **metrics}
 
 
 def decide(
@@ -195,26 +195,26 @@ def decide(
     """
     rate = run.config.calibration.false_positive_rate
 
-    def figures(category: str, normality: Normality, held_out: int) -> dict[str, float]:
+    def metrics(category: str, normality: Normality, held_out: int) -> dict[str, float]:
         threshold = normality.threshold(rate)
         return {
             "threshold": threshold,
             "held_out": held_out,
             "keeps_rate": normality.supports(rate),
-            **decision_figures(*scored[category], threshold),
+            **decision_metrics(*scored[category], threshold),
         }
 
     own = {
-        name: figures(name, calibration.of(name), calibration.held_out(name))
+        name: metrics(name, calibration.of(name), calibration.held_out(name))
         for name in scored
     }
     overall = calibration.overall
-    shared = {name: figures(name, overall, len(overall.scores)) for name in scored}
+    shared = {name: metrics(name, overall, len(overall.scores)) for name in scored}
     return {"false_positive_rate": rate, "per_category": own, "shared": shared}
 
 
 def report_results(results: dict[str, Any]) -> None:
-    """Prints the table of figures, and what a reader of it must know."""
+    """Prints the table of metrics, and what a reader of it must know."""
     if not results["per_category"]:
         print(
             "There are no test images: nothing was evaluated. The model is ready for new "

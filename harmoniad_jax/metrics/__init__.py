@@ -10,8 +10,8 @@ from harmoniad_jax.metrics.accumulate import (
     mean_metrics_per_dataset,
 )
 from harmoniad_jax.metrics.curves import precision_recall_curve, pro_curve, roc_curve
-from harmoniad_jax.metrics.decisions import decision_figures
-from harmoniad_jax.metrics.defects import Defects, defect_size_figures, defects_of
+from harmoniad_jax.metrics.decisions import decision_metrics
+from harmoniad_jax.metrics.defects import Defects, defect_size_metrics, defects_of
 from harmoniad_jax.metrics.ranking import RankingMetrics, ranking_metrics
 from harmoniad_jax.metrics.regions import aupro
 from harmoniad_jax.metrics.streaming import BoundedMetrics, StreamingMetrics
@@ -24,8 +24,8 @@ __all__ = [
     "StreamingMetrics",
     "aupro",
     "category_metrics",
-    "decision_figures",
-    "defect_size_figures",
+    "decision_metrics",
+    "defect_size_metrics",
     "defects_of",
     "mean_metrics",
     "mean_metrics_per_dataset",

@@ -1,4 +1,4 @@
-"""The seven figures of one category, and their mean over categories."""
+"""The seven metrics of one category, and their mean over categories."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -28,17 +28,17 @@ def category_metrics(
     *,
     mask_known: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """Computes the seven figures of one category.
+    """Computes the seven metrics of one category.
 
     The image label never comes from the mask. A defective image whose mask is lost or
-    empty has pixels of unknown label: it counts in the image figures only.
+    empty has pixels of unknown label: it counts in the image metrics only.
 
     Args:
       anomaly_maps: [N, H, W], float32 or float64, finite; larger is more anomalous.
       masks: [N, H, W], bool; True is defective.
       image_scores: [N], float32 or float64, finite; larger is more anomalous.
       image_labels: [N], bool; True is defective.
-      mask_known: [N], bool; False leaves the image out of the pixel figures. Default:
+      mask_known: [N], bool; False leaves the image out of the pixel metrics. Default:
         all True.
 
     Returns:
@@ -58,12 +58,12 @@ def category_metrics(
 
 
 def named_metrics(values: Iterable[float], num_images: int) -> dict[str, float]:
-    """The seven figures under their names, with the number of images."""
+    """The seven metrics under their names, with the number of images."""
     return {**dict(zip(METRIC_NAMES, values, strict=True)), "num_images": num_images}
 
 
 class Predictions(NamedTuple):
-    """What the figures are computed of: all images, and the pixels of known label."""
+    """What the metrics are computed of: all images, and the pixels of known label."""
 
     anomaly_maps: np.ndarray  # [M, H, W], of images whose pixels have labels
     masks: np.ndarray  # [M, H, W] bool
@@ -112,13 +112,13 @@ class Predictions(NamedTuple):
 
 
 def mean_metrics(per_category: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Averages each figure over the categories in which it is defined.
+    """Averages each metric over the categories in which it is defined.
 
     Args:
       per_category: category to the result of `category_metrics`.
 
     Returns:
-      `METRIC_NAMES` to the means, NaN where no category defines the figure;
+      `METRIC_NAMES` to the means, NaN where no category defines the metric;
       `num_images` to the sum.
     """
     means: dict[str, float] = {}

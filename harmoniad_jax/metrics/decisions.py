@@ -1,11 +1,11 @@
-"""What a threshold achieves: figures of a decision, where `ranking.py` has none to make."""
+"""What a threshold achieves: metrics of a decision, where `ranking.py` has none to make."""
 
 import math
 
 import numpy as np
 
 
-def decision_figures(
+def decision_metrics(
     scores: np.ndarray, labels: np.ndarray, threshold: float
 ) -> dict[str, float]:
     """Calls images defective whose score lies above a threshold, and counts.

@@ -59,12 +59,6 @@ class DefectScores:
                 region = region[middles.astype(int)]
             self._scores.append(region.copy())
 
-    def merge(self, other: "DefectScores") -> None:
-        """Adds what another one has seen."""
-        self._areas += other._areas
-        self._peaks += other._peaks
-        self._scores += other._scores
-
     def compute(self, false_positives: Callable[[np.ndarray], np.ndarray]) -> Defects:
         """The regions so far.
 
@@ -117,10 +111,10 @@ def defects_of(anomaly_maps: np.ndarray, masks: np.ndarray) -> Defects:
     return scores.compute(false_positives)
 
 
-def defect_size_figures(
+def defect_size_metrics(
     defects: Mapping[str, Defects], thresholds: Mapping[str, float]
 ) -> dict[str, Any]:
-    """Figures by defect size, in quartiles of the area of all defects together.
+    """Metrics by defect size, in quartiles of the area of all defects together.
 
     Args:
       defects: of each category.

@@ -7,7 +7,7 @@ import numpy as np
 
 
 class RankingMetrics(NamedTuple):
-    """Three figures in [0, 1]; NaN where only one class of label is present."""
+    """Three metrics in [0, 1]; NaN where only one class of label is present."""
 
     auroc: float
     average_precision: float
@@ -15,7 +15,7 @@ class RankingMetrics(NamedTuple):
 
 
 class Ranking(NamedTuple):
-    """Who ranks above whom: all that any of the figures and curves needs.
+    """Who ranks above whom: all that any of the metrics and curves needs.
 
     A row for each distinct score of a positive, highest first. Scores of negatives alone
     need none: between two rows recall stands still while precision falls, so neither AP
@@ -30,7 +30,7 @@ class Ranking(NamedTuple):
 
     @property
     def is_defined(self) -> bool:
-        """Whether there are positives and negatives; no figure is defined otherwise."""
+        """Whether there are positives and negatives; no metric is defined otherwise."""
         return len(self.positives) > 0 and self.num_negatives > 0
 
 

@@ -1,4 +1,4 @@
-"""The seven figures of maps that do not fit in memory, with bounds on their errors."""
+"""The seven metrics of maps that do not fit in memory, with bounds on their errors."""
 
 import math
 from typing import NamedTuple
@@ -24,7 +24,7 @@ _FIRST, _LAST = (int(bits) >> _SHIFT for bits in _MAGNITUDES.view(np.int32))
 _BINS_PER_SIGN = _LAST - _FIRST + 1
 NUM_BINS = 2 * _BINS_PER_SIGN
 
-# Scores of a defect that are kept, for figures by size.
+# Scores of a defect that are kept, for metrics by size.
 _SCORES_PER_DEFECT = 64
 
 # More than float64 can lose in the sums below, which are of at most 1e7 terms each.
@@ -32,7 +32,7 @@ _ROUNDING = 1e-8
 
 
 class BoundedMetrics(NamedTuple):
-    """Figures, and how far at most each of them is from the exact one."""
+    """Metrics, and how far at most each of them is from the exact one."""
 
     metrics: dict[str, float]  # as of `category_metrics`
     bounds: dict[str, float]  # `METRIC_NAMES` to floats >= 0, NaN where undefined
@@ -43,8 +43,8 @@ class StreamingMetrics:
 
     What is kept of the maps is a histogram of the scores of defect-free pixels, of defect
     pixels, and of defect pixels weighted by one over the size of their region: 16 MB.
-    Image scores are few and are kept, nine bytes an image, so image figures are exact. Of
-    each defect less than 0.5 KB is kept, for figures by size.
+    Image scores are few and are kept, nine bytes an image, so image metrics are exact. Of
+    each defect less than 0.5 KB is kept, for metrics by size.
 
         metrics = StreamingMetrics()
         for batch in batches:
@@ -75,7 +75,7 @@ class StreamingMetrics:
           masks: [B, H, W], bool; True is defective.
           image_scores: [B], float32 or float64, finite; larger is more anomalous.
           image_labels: [B], bool; True is defective.
-          mask_known: [B], bool; False leaves the image out of the pixel figures. Default:
+          mask_known: [B], bool; False leaves the image out of the pixel metrics. Default:
             all True.
 
         Raises:
@@ -96,21 +96,14 @@ class StreamingMetrics:
         self._image_scores.append(batch.image_scores.astype(np.float64))
         self._image_labels.append(batch.image_labels.copy())
 
-    def merge(self, other: "StreamingMetrics") -> None:
-        """Adds what another one has seen, such as other images in another process."""
-        self._histograms += other._histograms
-        self._image_scores += other._image_scores
-        self._image_labels += other._image_labels
-        self._defects.merge(other._defects)
-
     def compute(self) -> BoundedMetrics:
-        """The figures of all images so far; more may be added afterwards."""
+        """The metrics of all images so far; more may be added afterwards."""
         image = ranking_metrics(
             np.concatenate([np.empty(0), *self._image_scores]),
             np.concatenate([np.empty(0, bool), *self._image_labels]),
         )
-        pixels = bounded_figures(rank_bins(*self._histograms))
-        pixel, pixel_bounds = (figures.tolist() for figures in pixels)
+        pixels = bounded_metrics(rank_bins(*self._histograms))
+        pixel, pixel_bounds = (metrics.tolist() for metrics in pixels)
         image_bounds = [value if math.isnan(value) else 0.0 for value in image]
         return BoundedMetrics(
             named_metrics((*image, *pixel), sum(map(len, self._image_scores))),
@@ -166,8 +159,8 @@ def rank_bins(positives: np.ndarray, weights: np.ndarray, negatives: np.ndarray)
     )
 
 
-def bounded_figures(ranking: Ranking) -> tuple[np.ndarray, np.ndarray]:
-    """The four pixel figures, and how far from those of the true order within bins.
+def bounded_metrics(ranking: Ranking) -> tuple[np.ndarray, np.ndarray]:
+    """The four pixel metrics, and how far from those of the true order within bins.
 
     Scores of different bins are in order; within a bin any order is possible, ties too.
     Let a bin hold p positives and n negatives, with T and F of them in higher bins, and
@@ -195,16 +188,16 @@ def bounded_figures(ranking: Ranking) -> tuple[np.ndarray, np.ndarray]:
     """
     above, tied = ranking.negatives_above, ranking.negatives_tied
     nothing = np.zeros_like(tied)
-    best = _figures(ranking._replace(negatives_tied=nothing))
-    worst = _figures(ranking._replace(negatives_above=above + tied, negatives_tied=nothing))
+    best = _metrics(ranking._replace(negatives_tied=nothing))
+    worst = _metrics(ranking._replace(negatives_above=above + tied, negatives_tied=nothing))
     if ranking.is_defined:
         up_to = np.cumsum(ranking.positives)
         first = up_to - ranking.positives + 1
         gain = up_to / (up_to + above + tied) - first / (first + above + tied)
         worst[1] -= np.sum(ranking.positives * gain) / 2 / up_to[-1]
-    values = _figures(ranking)
+    values = _metrics(ranking)
     return values, np.maximum(best - values, values - worst) + _ROUNDING
 
 
-def _figures(ranking: Ranking) -> np.ndarray:
+def _metrics(ranking: Ranking) -> np.ndarray:
     return np.array([*metrics_of(ranking), aupro_of(ranking)])

@@ -1,4 +1,4 @@
-"""What a reader of the figures must know, in sentences: for the terminal and the page."""
+"""What a reader of the metrics must know, in sentences: for the terminal and the page."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -17,11 +17,11 @@ def notes_on(results: Mapping[str, Any]) -> Iterator[str]:
         if bound is not None and not math.isnan(bound)
     ]
     if bounds:
-        yield f"Computed in a stream: pixel figures are off by {max(bounds):.1e} at most."
+        yield f"Computed in a stream: pixel metrics are off by {max(bounds):.1e} at most."
     if lost := results.get("lost_masks"):
         yield (
             f"{in_words(lost, 'defective image has', 'defective images have')} no mask: "
-            f"{'it counts' if lost == 1 else 'they count'} in the image figures only."
+            f"{'it counts' if lost == 1 else 'they count'} in the image metrics only."
         )
     if rescued := results.get("rescued_defects"):
         yield (
@@ -43,14 +43,14 @@ def notes_on_defect_sizes(sizes: Mapping[str, Any]) -> Iterator[str]:
     """
     parts = []
     for name, first in (("smallest", 0), ("largest", len(sizes["all"]) - 1)):
-        figures = sizes["all"][first]
-        if not figures["num_defects"]:
+        metrics = sizes["all"][first]
+        if not metrics["num_defects"]:
             return
-        found = percent(figures["recall"])
+        found = percent(metrics["recall"])
         parts.append(
-            f"of the {figures['num_defects']} {name}, "
+            f"of the {metrics['num_defects']} {name}, "
             f"{area_range(*sizes['edges'][first : first + 2])} of the image, AUPRO is "
-            f"{percent(figures['overlap'])}"
+            f"{percent(metrics['overlap'])}"
             + (f" and {found} % are found" if found != "-" else "")
         )
     yield f"By the size of the defect: {'; '.join(parts)}."
@@ -63,7 +63,7 @@ def _notes_on_thresholds(decisions: Mapping[str, Any]) -> Iterator[str]:
         f"{rate:.1%} of them would be called defective. No test label was used."
     )
     own = decisions["per_category"]
-    alone = [name for name, figures in own.items() if not figures["held_out"]]
+    alone = [name for name, metrics in own.items() if not metrics["held_out"]]
     if alone:
         yield (
             f"Of {', '.join(alone)} there was a single training image, so that none could "
@@ -71,8 +71,8 @@ def _notes_on_thresholds(decisions: Mapping[str, Any]) -> Iterator[str]:
         )
     few = [
         name
-        for name, figures in own.items()
-        if figures["held_out"] and not figures["keeps_rate"]
+        for name, metrics in own.items()
+        if metrics["held_out"] and not metrics["keeps_rate"]
     ]
     if few:
         needed = math.ceil(1.0 / rate) - 1

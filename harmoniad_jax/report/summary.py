@@ -22,7 +22,7 @@ class RunSummary(NamedTuple):
       name: of the folder.
       config: dotted path of every setting -> value.
       step: of the results, or the last one that was logged; None before the first.
-      mean: the seven figures, fractions or None; empty where there are no results yet.
+      mean: the seven metrics, fractions or None; empty where there are no results yet.
       seconds: of training, without evaluation.
     """
 
@@ -74,7 +74,7 @@ def read_run(folder: Path) -> RunSummary:
 
 
 def summary_rows(runs: Sequence[RunSummary]) -> list[list[str]]:
-    """Headings, and a row for each run: settings that differ, figures in percent, time."""
+    """Headings, and a row for each run: settings that differ, metrics in percent, time."""
     names = sorted({name for run in runs for name in run.config})
     differing = [
         name for name in names if len({repr(run.config.get(name)) for run in runs}) > 1

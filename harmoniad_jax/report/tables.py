@@ -21,10 +21,10 @@ def results_table(results: Mapping[str, Any]) -> str:
     """A Markdown table, a row for each category and each mean, in percent.
 
     Args:
-      results: as in `results.json`; an undefined figure (NaN or None) shows as "-".
+      results: as in `results.json`; an undefined metric (NaN or None) shows as "-".
     """
     rows = [["category", "images", *(HEADINGS[name] for name in METRIC_NAMES)]]
-    for category, figures in (
+    for category, metrics in (
         *results["per_category"].items(),
         *(
             (f"mean of {name}", mean)
@@ -32,8 +32,8 @@ def results_table(results: Mapping[str, Any]) -> str:
         ),
         ("mean", results["mean"]),
     ):
-        values = [percent(figures[name]) for name in METRIC_NAMES]
-        rows.append([category, str(figures["num_images"]), *values])
+        values = [percent(metrics[name]) for name in METRIC_NAMES]
+        rows.append([category, str(metrics["num_images"]), *values])
     return markdown_table(rows)
 
 
@@ -44,7 +44,7 @@ def decisions_table(decisions: Mapping[str, Any]) -> str:
       decisions: as in `results.json`.
     """
     rate = percent(decisions["false_positive_rate"])
-    figures = ("precision", "recall", "false_positive_rate")
+    metrics = ("precision", "recall", "false_positive_rate")
     rows = [
         [
             f"at {rate} % false alarms",
@@ -60,8 +60,8 @@ def decisions_table(decisions: Mapping[str, Any]) -> str:
                 category,
                 str(own["held_out"]),
                 f"{own['threshold']:.3f}",
-                *(percent(own[name]) for name in figures),
-                *(percent(shared[name]) for name in figures),
+                *(percent(own[name]) for name in metrics),
+                *(percent(shared[name]) for name in metrics),
             ]
         )
     return markdown_table(rows)
@@ -74,13 +74,13 @@ def defect_sizes_table(sizes: Mapping[str, Any]) -> str:
       sizes: as in `results.json`.
     """
     rows = [["share of the image", "defects", "AUPRO of these", "found"]]
-    for area, figures in zip(itertools.pairwise(sizes["edges"]), sizes["all"], strict=True):
+    for area, metrics in zip(itertools.pairwise(sizes["edges"]), sizes["all"], strict=True):
         rows.append(
             [
                 area_range(*area),
-                str(figures["num_defects"]),
-                percent(figures["overlap"]),
-                percent(figures["recall"]),
+                str(metrics["num_defects"]),
+                percent(metrics["overlap"]),
+                percent(metrics["recall"]),
             ]
         )
     return markdown_table(rows)

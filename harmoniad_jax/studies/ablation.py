@@ -84,7 +84,7 @@ class Ablation:
 
     @property
     def path(self) -> Path:
-        """The file of all figures."""
+        """The file of all metrics."""
         return self._workdir / FIGURES
 
     def run(self) -> str:
@@ -172,7 +172,7 @@ class Ablation:
         self._write()
 
     def _is_made(self, name: str, seed: int) -> bool:
-        """Whether the figures of a run are kept.
+        """Whether the metrics of a run are kept.
 
         Raises:
           UserError: those of other settings are.
@@ -231,7 +231,7 @@ class Ablation:
         }
 
     def _write(self) -> str:
-        """Writes tables and figures of what is there; returns the tables."""
+        """Writes tables and metrics of what is there; returns the tables."""
         with lock(self._workdir / LOCK, wait=True):
             return self._write_alone()
 
@@ -245,14 +245,14 @@ class Ablation:
             parts += [_CHOICES, choices_table(choices)]
         text = "\n\n".join(parts) + "\n"
         write_whole(self._workdir / "ablation.md", text)
-        figures = {
+        metrics = {
             "config": self._base.to_dict(),
             "reference": REFERENCE,
             "variants": summarise(results, REFERENCE),
             "leave_one_out": choices,
             "runs": results,
         }
-        write_whole(self.path, json.dumps(figures, indent=2) + "\n")
+        write_whole(self.path, json.dumps(metrics, indent=2) + "\n")
         return text
 
     def _title(self, results: dict[str, dict[int, Any]]) -> str:

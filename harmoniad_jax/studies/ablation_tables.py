@@ -1,4 +1,4 @@
-"""What came out of an ablation: figures over seeds, and a choice that fits no category."""
+"""What came out of an ablation: metrics over seeds, and a choice that fits no category."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -29,13 +29,13 @@ def summarise(results: Results, reference: str) -> dict[str, Any]:
       reference: the variant that the others are compared with, seed by seed.
 
     Returns:
-      variant -> figure -> "mean" and "deviation" over seeds, "difference" and
+      variant -> metric -> "mean" and "deviation" over seeds, "difference" and
       "difference_deviation": the same of the difference from the reference, over the seeds
       that both have. None where undefined.
     """
     return {
         name: {
-            metric: _figures(
+            metric: _metrics(
                 {seed: run["mean"][metric] for seed, run in runs.items()},
                 {seed: run["mean"][metric] for seed, run in results[reference].items()},
             )
@@ -45,7 +45,7 @@ def summarise(results: Results, reference: str) -> dict[str, Any]:
     }
 
 
-def _figures(own: Mapping[int, Any], reference: Mapping[int, Any]) -> dict[str, Any]:
+def _metrics(own: Mapping[int, Any], reference: Mapping[int, Any]) -> dict[str, Any]:
     defined = {seed: value for seed, value in own.items() if value is not None}
     pairs = [
         value - reference[seed]
@@ -67,9 +67,9 @@ def variants_table(results: Results, reference: str) -> str:
     summary = summarise(results, reference)
     headings = [HEADINGS[name] for name in METRIC_NAMES]
     rows = [["variant", "seeds", *headings, "parameters", "GFLOP a step", "minutes"]]
-    for name, figures in summary.items():
+    for name, metrics in summary.items():
         runs = list(results[name].values())
-        cells = [_cell(figures[metric], name == reference) for metric in METRIC_NAMES]
+        cells = [_cell(metrics[metric], name == reference) for metric in METRIC_NAMES]
         seconds = statistics.fmean(run["seconds"] for run in runs)
         rows.append(
             [
@@ -84,15 +84,15 @@ def variants_table(results: Results, reference: str) -> str:
     return markdown_table(rows)
 
 
-def _cell(figures: Mapping[str, Any], is_reference: bool) -> str:
+def _cell(metrics: Mapping[str, Any], is_reference: bool) -> str:
     """Such as "91.0 ± 0.2 (+0.4)", in percent."""
-    if figures["mean"] is None:
+    if metrics["mean"] is None:
         return "-"
-    text = f"{100 * figures['mean']:.1f}"
-    if figures["deviation"] is not None:
-        text += f" ± {100 * figures['deviation']:.1f}"
-    if not is_reference and figures["difference"] is not None:
-        text += f" ({100 * figures['difference']:+.1f})"
+    text = f"{100 * metrics['mean']:.1f}"
+    if metrics["deviation"] is not None:
+        text += f" ± {100 * metrics['deviation']:.1f}"
+    if not is_reference and metrics["difference"] is not None:
+        text += f" ({100 * metrics['difference']:+.1f})"
     return text
 
 
@@ -105,7 +105,7 @@ def leave_one_out(results: Results, reference: str) -> list[dict[str, Any]]:
     Returns:
       For each category that was left out: "left_out", "chosen", and "gain": by how much
       each of `CHOSEN_BY` of that variant is above the reference's there. Empty where there
-      are fewer than two categories with figures.
+      are fewer than two categories with metrics.
     """
     gains = {name: _gains(runs, results[reference]) for name, runs in results.items()}
     categories = list(gains[reference])
@@ -127,22 +127,22 @@ def leave_one_out(results: Results, reference: str) -> list[dict[str, Any]]:
 def _gains(
     runs: Mapping[int, Any], reference: Mapping[int, Any]
 ) -> dict[str, dict[str, float]]:
-    """category -> figure of `CHOSEN_BY` -> mean difference over the seeds of both."""
+    """category -> metric of `CHOSEN_BY` -> mean difference over the seeds of both."""
     pairs = [(runs[seed], reference[seed]) for seed in runs if seed in reference]
     gains: dict[str, dict[str, float]] = {}
     for category in pairs[0][1]["per_category"] if pairs else ():
-        figures = [
+        metrics = [
             (own["per_category"].get(category), theirs["per_category"].get(category))
             for own, theirs in pairs
         ]
-        if any(None in pair for pair in figures):
+        if any(None in pair for pair in metrics):
             continue
         defined = {
             metric: statistics.fmean(
-                own[metric] - theirs[metric] for own, theirs in figures
+                own[metric] - theirs[metric] for own, theirs in metrics
             )
             for metric in CHOSEN_BY
-            if all(one[metric] is not None for pair in figures for one in pair)
+            if all(one[metric] is not None for pair in metrics for one in pair)
         }
         if defined:
             gains[category] = defined

@@ -1,4 +1,4 @@
-"""What corruptions cost trained runs: every figure under each, at several severities."""
+"""What corruptions cost trained runs: every metric under each, at several severities."""
 
 import json
 import math
@@ -30,7 +30,7 @@ FIGURES = "robustness.json"  # in the output folder
 
 
 class Robustness:
-    """Trained runs under corruptions, with their figures in one folder."""
+    """Trained runs under corruptions, with their metrics in one folder."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Robustness:
 
         Args:
           workdirs: folders of the runs, each of another name.
-          output: folder for figures, tables and plot, made if absent.
+          output: folder for metrics, tables and plot, made if absent.
           images: of each category, at most; None: all.
           corruptions: their names; empty for all.
           severities: 1 to 5; empty for all.
@@ -83,7 +83,7 @@ class Robustness:
 
         Raises:
           UserError: a run is not finished or has no test images; or the folder holds
-            figures of other runs, or of other images or severities.
+            metrics of other runs, or of other images or severities.
         """
         kept = self._read_kept()
         self._output.mkdir(parents=True, exist_ok=True)
@@ -95,16 +95,16 @@ class Robustness:
         for workdir in self._workdirs:
             of_this = kept["runs"].setdefault(workdir.name, {})
             fill_in(workdir, conditions, severities, self._images, of_this, save)
-        figures = {name: kept["runs"][name]["figures"] for name in self._names}
-        text = tables(figures, conditions, severities)
+        metrics = {name: kept["runs"][name]["metrics"] for name in self._names}
+        text = tables(metrics, conditions, severities)
         (self._output / "robustness.md").write_text(text)
         with style():
-            drawing = plot(figures, conditions, severities)
+            drawing = plot(metrics, conditions, severities)
             drawing.savefig(self._output / "robustness.png", dpi=PNG_DPI)
         return text
 
     def _read_kept(self) -> dict[str, Any]:
-        """The figures of earlier calls.
+        """The metrics of earlier calls.
 
         Raises:
           UserError: they are of other images or severities.
@@ -148,7 +148,7 @@ def chosen_records(records: Sequence[Record], most: int | None) -> dict[str, lis
 def mean_metrics_of(
     predictor: Predictor, records: dict[str, list[Record]], title: str
 ) -> dict[str, float | None]:
-    """The seven figures, means over the categories; None where undefined."""
+    """The seven metrics, means over the categories; None where undefined."""
     per_category = {
         name: measure(predictor, f"{title}, {name}", found)[0].metrics
         for name, found in records.items()
@@ -172,8 +172,8 @@ def fill_in(
       conditions: to evaluate it under.
       severities: of each of them.
       images: of each category, at most; None: all.
-      kept: what is known of the run: "run", which it is, and "figures", by condition the
-        seven figures at each severity.
+      kept: what is known of the run: "run", which it is, and "metrics", by condition the
+        seven metrics at each severity.
       save: writes all that is known.
 
     Raises:
@@ -189,10 +189,10 @@ def fill_in(
     this = {"step": int(state.step), "config_hash": run.config.hash}
     if kept.setdefault("run", this) != this:
         raise UserError(
-            f"the figures that are kept of {workdir.name} are of another run of that name; "
+            f"the metrics that are kept of {workdir.name} are of another run of that name; "
             "give another --output."
         )
-    figures = kept.setdefault("figures", {})
+    metrics = kept.setdefault("metrics", {})
     records = chosen_records(run.dataset.test, images)
     predictors = {None: Predictor(trained)} | {
         band: Predictor(trained, through_band(trained, band)) for band in BANDS
@@ -208,10 +208,10 @@ def fill_in(
         title = f"{condition.corruption} {severity}"
         return mean_metrics_of(predictors[condition.band], changed, title)
 
-    if CLEAN not in figures:
-        figures[CLEAN] = [mean_metrics_of(predictors[None], records, CLEAN)]
+    if CLEAN not in metrics:
+        metrics[CLEAN] = [mean_metrics_of(predictors[None], records, CLEAN)]
         save()
     for condition in conditions:
-        if condition.name not in figures:
-            figures[condition.name] = [under(condition, level) for level in severities]
+        if condition.name not in metrics:
+            metrics[condition.name] = [under(condition, level) for level in severities]
             save()

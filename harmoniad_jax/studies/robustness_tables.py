@@ -1,4 +1,4 @@
-"""Figures against severity, as tables and as a plot."""
+"""Metrics against severity, as tables and as a plot."""
 
 import math
 import statistics
@@ -21,69 +21,69 @@ BANDS_NOTE = (
 )
 COLOURS = (LIGHT.curve, LIGHT.defective, LIGHT.good, LIGHT.ink)
 
-# run -> condition -> the seven figures at each severity, one for CLEAN; None: undefined.
-Figures = Mapping[str, Mapping[str, Sequence[Mapping[str, float | None]]]]
+# run -> condition -> the seven metrics at each severity, one for CLEAN; None: undefined.
+Metrics = Mapping[str, Mapping[str, Sequence[Mapping[str, float | None]]]]
 
 
-def mean_change(figures: Figures, run: str, condition: str, metric: str) -> float | None:
-    """By how much a figure changes, on average over the severities; None if undefined."""
-    (clean,) = figures[run][CLEAN]
-    values = [one[metric] for one in figures[run][condition]]
+def mean_change(metrics: Metrics, run: str, condition: str, metric: str) -> float | None:
+    """By how much a metric changes, on average over the severities; None if undefined."""
+    (clean,) = metrics[run][CLEAN]
+    values = [one[metric] for one in metrics[run][condition]]
     if clean[metric] is None or None in values:
         return None
     return statistics.fmean(values) - clean[metric]
 
 
 def tables(
-    figures: Figures, conditions: Sequence[Condition], severities: Sequence[int]
+    metrics: Metrics, conditions: Sequence[Condition], severities: Sequence[int]
 ) -> str:
-    """What each run loses under each condition, and every figure, as Markdown."""
+    """What each run loses under each condition, and every metric, as Markdown."""
     parts = [
         "## What is lost",
-        "The change of a figure under a corruption, in percent points, on average over "
-        "its severities; the figures of clean images stand in the first row.",
+        "The change of a metric under a corruption, in percent points, on average over "
+        "its severities; the metrics of clean images stand in the first row.",
         *([BANDS_NOTE] if any(condition.band for condition in conditions) else []),
-        _changes_table(figures, conditions),
-        "## Every figure",
+        _changes_table(metrics, conditions),
+        "## Every metric",
     ]
-    for run in figures:
-        parts += [f"### {run}", _severities_table(figures, run, conditions, severities)]
+    for run in metrics:
+        parts += [f"### {run}", _severities_table(metrics, run, conditions, severities)]
     return "\n\n".join(parts) + "\n"
 
 
-def _changes_table(figures: Figures, conditions: Sequence[Condition]) -> str:
-    columns = [(metric, run) for metric in SUMMARISED for run in figures]
+def _changes_table(metrics: Metrics, conditions: Sequence[Condition]) -> str:
+    columns = [(metric, run) for metric in SUMMARISED for run in metrics]
     headings = [f"{HEADINGS[metric]} {run}" for metric, run in columns]
     rows = [["corruption", *headings]]
     rows.append(
-        [CLEAN, *(percent(figures[run][CLEAN][0][metric]) for metric, run in columns)]
+        [CLEAN, *(percent(metrics[run][CLEAN][0][metric]) for metric, run in columns)]
     )
     for name in (condition.name for condition in conditions):
-        changes = (mean_change(figures, run, name, metric) for metric, run in columns)
+        changes = (mean_change(metrics, run, name, metric) for metric, run in columns)
         rows.append([name, *("-" if c is None else f"{100 * c:+.1f}" for c in changes)])
     return markdown_table(rows)
 
 
 def _severities_table(
-    figures: Figures, run: str, conditions: Sequence[Condition], severities: Sequence[int]
+    metrics: Metrics, run: str, conditions: Sequence[Condition], severities: Sequence[int]
 ) -> str:
     def row(name: str, level: str, one: Mapping[str, float | None]) -> list[str]:
         return [name, level, *(percent(one[metric]) for metric in METRIC_NAMES)]
 
     rows = [["corruption", "level", *(HEADINGS[name] for name in METRIC_NAMES)]]
-    rows.append(row(CLEAN, "-", *figures[run][CLEAN]))
+    rows.append(row(CLEAN, "-", *metrics[run][CLEAN]))
     for condition in conditions:
         levels, unit, *_ = CORRUPTIONS[condition.corruption]
-        of_this = figures[run][condition.name]
+        of_this = metrics[run][condition.name]
         for severity, one in zip(severities, of_this, strict=True):
             rows.append(row(condition.name, f"{levels[severity - 1]:g} {unit}", one))
     return markdown_table(rows)
 
 
 def plot(
-    figures: Figures, conditions: Sequence[Condition], severities: Sequence[int]
+    metrics: Metrics, conditions: Sequence[Condition], severities: Sequence[int]
 ) -> Figure:
-    """A row for each figure, a column for each condition, a line for each run."""
+    """A row for each metric, a column for each condition, a line for each run."""
     names = [condition.name for condition in conditions]
     with style():
         size = (1.0 + 1.5 * len(names), 0.6 + 1.3 * len(METRIC_NAMES))
@@ -96,7 +96,7 @@ def plot(
         )
         for row, metric in zip(grid, METRIC_NAMES, strict=True):
             for axes, name in zip(row, names, strict=True):
-                for index, (run, own) in enumerate(figures.items()):
+                for index, (run, own) in enumerate(metrics.items()):
                     points = [one[metric] for one in (*own[CLEAN], *own[name])]
                     axes.plot(
                         (0, *severities),

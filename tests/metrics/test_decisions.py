@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix, precision_score, recall_score
 
-from harmoniad_jax.metrics.decisions import decision_figures
+from harmoniad_jax.metrics.decisions import decision_metrics
 
 FIGURES = {"precision", "recall", "false_positive_rate"}
 # Few distinct scores, so that many equal the threshold.
@@ -24,7 +24,7 @@ IMAGES = st.lists(
 def test_same_as_scikit_learn(images, threshold):
     scores, labels = map(np.array, zip(*images, strict=True))
     called = scores > threshold
-    figures = decision_figures(scores.astype(np.float32), labels, threshold)
+    figures = decision_metrics(scores.astype(np.float32), labels, threshold)
     negatives, alarms, _, _ = confusion_matrix(labels, called, labels=[False, True]).ravel()
     good = negatives + alarms
     expected = {
@@ -49,19 +49,19 @@ def test_same_as_scikit_learn(images, threshold):
     ],
 )
 def test_what_is_undefined_is_no_number(scores, labels, undefined):
-    figures = decision_figures(np.float32(scores), np.array(labels, bool), 1.0)
+    figures = decision_metrics(np.float32(scores), np.array(labels, bool), 1.0)
     assert {name for name, value in figures.items() if math.isnan(value)} == undefined
 
 
 def test_a_score_that_equals_the_threshold_is_good():
-    figures = decision_figures(np.float32([1.0, 1.5]), np.array([False, True]), 1.0)
+    figures = decision_metrics(np.float32([1.0, 1.5]), np.array([False, True]), 1.0)
     assert figures == {"precision": 1.0, "recall": 1.0, "false_positive_rate": 0.0}
 
 
 def test_labels_may_be_numbers():
     scores = np.float32([0.1, 0.9, 0.8, 0.2])
     labels = np.array([0, 1, 0, 1])
-    assert decision_figures(scores, labels, 0.5) == decision_figures(
+    assert decision_metrics(scores, labels, 0.5) == decision_metrics(
         scores, labels.astype(bool), 0.5
     )
 
@@ -71,6 +71,6 @@ def test_a_higher_threshold_calls_fewer(images, first, second):
     scores, labels = map(np.array, zip(*images, strict=True))
     low, high = sorted([first, second])
     for name in ("recall", "false_positive_rate"):
-        more = decision_figures(scores, labels, low)[name]
-        fewer = decision_figures(scores, labels, high)[name]
+        more = decision_metrics(scores, labels, low)[name]
+        fewer = decision_metrics(scores, labels, high)[name]
         assert math.isnan(more) or more >= fewer

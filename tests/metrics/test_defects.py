@@ -12,7 +12,7 @@ from harmoniad_jax.metrics import (
     Defects,
     StreamingMetrics,
     aupro,
-    defect_size_figures,
+    defect_size_metrics,
     defects_of,
 )
 
@@ -80,24 +80,10 @@ def test_streamed_defects_are_those_of_the_whole_within_a_quantile():
     assert not np.array_equal(streamed.overlaps, exact.overlaps)
 
 
-def test_merged_streams_are_one():
-    maps, masks = random_category()
-    labels = masks.any(axis=(1, 2))
-    parts = []
-    for rows in (slice(0, 3), slice(3, 6), slice(0, 6)):
-        parts.append(StreamingMetrics())
-        scores = labels[rows].astype(np.float32)
-        parts[-1].update(maps[rows], masks[rows], scores, labels[rows])
-    first, second, whole = parts
-    first.merge(second)
-    for got, expected in zip(first.defects(), whole.defects(), strict=True):
-        np.testing.assert_array_equal(got, expected)
-
-
 def test_sizes_are_quartiles_over_all_categories():
     small = Defects(np.array([1, 2, 3, 4]) / 100, np.full(4, 5.0), np.full(4, 0.25))
     large = Defects(np.array([5, 6, 7, 8]) / 100, np.arange(4.0), np.full(4, 0.75))
-    figures = defect_size_figures({"a": small, "b": large}, {"a": 4.0, "b": 1.5})
+    figures = defect_size_metrics({"a": small, "b": large}, {"a": 4.0, "b": 1.5})
     assert figures["edges"] == pytest.approx([0.01, 0.0275, 0.045, 0.0625, 0.08])
     assert [size["num_defects"] for size in figures["all"]] == [2, 2, 2, 2]
     assert [size["overlap"] for size in figures["all"]] == [0.25, 0.25, 0.75, 0.75]
@@ -111,7 +97,7 @@ def test_sizes_are_quartiles_over_all_categories():
 def test_without_a_threshold_no_recall_is_claimed():
     maps, masks = random_category()
     defects = defects_of(maps, masks)
-    figures = defect_size_figures({"a": defects, "b": defects}, {"a": -100.0})
+    figures = defect_size_metrics({"a": defects, "b": defects}, {"a": -100.0})
     (with_one, without) = figures["per_category"].values()
     assert with_one[0]["recall"] == 1 and math.isnan(without[0]["recall"])
     assert figures["all"][0]["recall"] == 1
@@ -121,4 +107,4 @@ def test_without_a_threshold_no_recall_is_claimed():
 def test_no_defects_no_figures(shape):
     defects = defects_of(np.zeros(shape, np.float32), np.zeros(shape, bool))
     assert [len(column) for column in defects] == [0, 0, 0]
-    assert defect_size_figures({"a": defects}, {}) == {}
+    assert defect_size_metrics({"a": defects}, {}) == {}

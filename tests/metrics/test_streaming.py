@@ -195,23 +195,13 @@ def test_a_bin_is_a_fixed_share_of_its_scores():
 
 @given(st.integers(0, 9), st.permutations(range(8)), st.integers(1, 8))
 @settings(deadline=None, max_examples=20)
-def test_order_batches_and_merging_change_nothing(seed, order, batch_size):
+def test_order_and_batches_change_nothing(seed, order, batch_size):
     category = make_category(seed, num_images=8, side=24)
     expected = stream(category, 8).compute()
     reordered = [array[order] for array in category]
-    whole = stream([array[:3] for array in reordered], batch_size)
-    whole.merge(stream([array[3:] for array in reordered], batch_size))
-    result = whole.compute()
+    result = stream(reordered, batch_size).compute()
     assert result.metrics == pytest.approx(expected.metrics, abs=1e-12)
     assert result.bounds == pytest.approx(expected.bounds, abs=1e-12)
-
-
-def test_merging_either_way_is_the_same():
-    first, second = make_category(1), make_category(2)
-    one, other = stream(first), stream(second)
-    one.merge(stream(second))
-    other.merge(stream(first))
-    assert one.compute() == other.compute()
 
 
 def test_figures_may_be_asked_for_on_the_way():

@@ -2,9 +2,7 @@
 
 import numpy as np
 import pytest
-from drawn import HOSTILE, draw_category, results_of
-
-from harmoniad_jax.report.html.writer import write_report
+from drawn import HOSTILE, draw_category, results_of, write_report
 
 
 @pytest.fixture(scope="session")
@@ -43,4 +41,4 @@ def results(contents):
 def index(contents, results, tmp_path_factory):
     """The index.html of a report of all of them."""
     folder = tmp_path_factory.mktemp("run") / "report # 50% ü"
-    return write_report(folder, results, contents, ["A note with <b>tags</b>."])
+    return write_report(folder, results, contents)

@@ -12,6 +12,7 @@ from harmoniad_jax.metrics import (
     roc_curve,
 )
 from harmoniad_jax.report.content import CategoryContent, Sample, choose_samples
+from harmoniad_jax.report.html.writer import ReportWriter
 
 SIDE = 96
 # All that a name can do to a page, a path or an attribute.
@@ -142,3 +143,12 @@ def _curves(scores, labels, maps, masks):
         "precision_recall": precision_recall_curve(scores, labels),
         "pro": pro_curve(maps, masks),
     }
+
+
+def write_report(folder, results, contents):
+    """A report in one call; its index.html."""
+    with ReportWriter(folder) as report:
+        for content in contents:
+            report.add(content)
+            del content  # before the next one is made: one at a time in memory
+        return report.finish(results)

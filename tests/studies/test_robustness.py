@@ -161,7 +161,7 @@ def test_runs_are_evaluated_under_corruptions(trained_run, tmp_path):
     printed = Robustness(workdirs, output, corruptions=corruptions).run()
     runs = json.loads((output / "robustness.json").read_text())["runs"]
     assert runs["first"] == runs["second"]  # the same run
-    figures = runs["first"]["figures"]
+    figures = runs["first"]["metrics"]
     (clean,) = figures["clean"]
     for name in METRIC_NAMES:
         assert clean[name] == pytest.approx(trained_run.results["mean"][name])
@@ -176,7 +176,7 @@ def test_runs_are_evaluated_under_corruptions(trained_run, tmp_path):
     # What is there already is not evaluated again, and never taken for another's.
     path = output / "robustness.json"
     kept = json.loads(path.read_text())
-    kept["runs"]["first"]["figures"]["noise"][0]["pixel_ap"] = 0.125
+    kept["runs"]["first"]["metrics"]["noise"][0]["pixel_ap"] = 0.125
     path.write_text(json.dumps(kept))
     Robustness(workdirs, output, corruptions=corruptions).run()
     assert "12.5" in (output / "robustness.md").read_text()
@@ -202,7 +202,7 @@ def test_the_command_evaluates_through_bands(trained_run, tmp_path):
     assert done.stdout == f"{text}\nEverything is in {tmp_path}\n"
     assert "In the rows of a band" in text
     (run,) = json.loads((tmp_path / "robustness.json").read_text())["runs"].values()
-    figures = run["figures"]
+    figures = run["metrics"]
     # Bands of what moved mean nothing.
     names = {"clean", "noise", "noise, low band", "noise, high band", "shift"}
     assert set(figures) == names

@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -11,9 +11,9 @@ from harmoniad_jax.report.html.markup import Markup, element, join
 from harmoniad_jax.report.html.parts import (
     UNDEFINED,
     category_name,
-    figure_list,
-    figure_value,
     is_undefined,
+    metric_list,
+    metric_value,
     name_of,
 )
 from harmoniad_jax.report.html.section import Section
@@ -36,15 +36,12 @@ MEANINGS = {
 }
 
 
-def document(
-    results: Mapping[str, Any], sections: Sequence[Section], notes: Iterable[str] = ()
-) -> str:
+def document(results: Mapping[str, Any], sections: Sequence[Section]) -> str:
     """The whole page, with its style and its script inside.
 
     Args:
       results: as in `results.json`.
       sections: the parts about categories, in their order.
-      notes: sentences that a reader of the figures must know.
     """
     style, script = _resource("page.css"), _resource("page.js")
     # Loads nothing but images that lie beside the page, runs nothing but this script.
@@ -71,7 +68,7 @@ def document(
             _navigation(results, sections),
             element(
                 "main",
-                _summary(results, sections, notes),
+                _summary(results, sections),
                 (section.html for section in sections),
             ),
             class_="layout",
@@ -84,7 +81,7 @@ def document(
 
 def _masthead(results: Mapping[str, Any]) -> Markup:
     per_category = results["per_category"]
-    images = sum(figures["num_images"] for figures in per_category.values())
+    images = sum(metrics["num_images"] for metrics in per_category.values())
     facts = [
         in_words(len(per_category), "class", "classes"),
         in_words(images, "test image", "test images"),
@@ -101,14 +98,14 @@ def _masthead(results: Mapping[str, Any]) -> Markup:
 
 
 def _navigation(results: Mapping[str, Any], sections: Sequence[Section]) -> Markup:
-    mean = figure_value(results["mean"].get("image_auroc"))
+    mean = metric_value(results["mean"].get("image_auroc"))
     items = [element("li", element("a", "Summary", mean, href="#summary"))]
     for section in sections:
-        figures = results["per_category"].get(section.category, {})
+        metrics = results["per_category"].get(section.category, {})
         link = element(
             "a",
             element("span", category_name(section.category), class_="name"),
-            figure_value(figures.get("image_auroc")),
+            metric_value(metrics.get("image_auroc")),
             href=f"#{section.anchor}",
         )
         items.append(element("li", link, data_name=section.category))
@@ -131,16 +128,14 @@ def _navigation(results: Mapping[str, Any], sections: Sequence[Section]) -> Mark
     )
 
 
-def _summary(
-    results: Mapping[str, Any], sections: Sequence[Section], notes: Iterable[str]
-) -> Markup:
+def _summary(results: Mapping[str, Any], sections: Sequence[Section]) -> Markup:
     if results["per_category"]:
         anchors = {section.category: section.anchor for section in sections}
         parts = [
             element("p", "Mean of all classes, in percent", class_="lead"),
-            figure_list(results["mean"], "figures large"),
+            metric_list(results["mean"], "metrics large"),
             _table(results, anchors),
-            _notes(results, notes),
+            _notes(results),
         ]
     else:
         parts = [element("p", "There are no test images: nothing was evaluated.")]
@@ -174,18 +169,18 @@ def _table(results: Mapping[str, Any], anchors: Mapping[str, str]) -> Markup:
         element("tr", map(_sortable, columns)),
     )
     rows = []
-    for category, figures in results["per_category"].items():
+    for category, metrics in results["per_category"].items():
         title = category_name(category)
         if category in anchors:
             title = element("a", title, href=f"#{anchors[category]}")
-        rows.append(_row(title, figures, data_name=category))
+        rows.append(_row(title, metrics, data_name=category))
     means = [
-        _row(join("Mean of ", name_of(name)), figures)
-        for name, figures in results.get("per_dataset", {}).items()
+        _row(join("Mean of ", name_of(name)), metrics)
+        for name, metrics in results.get("per_dataset", {}).items()
     ]
     return element(
         "table",
-        element("caption", "Figures of each class, in percent", class_="unseen"),
+        element("caption", "Metrics of each class, in percent", class_="unseen"),
         head,
         element("tbody", rows),
         element("tfoot", means, _row("Mean of all classes", results["mean"])),
@@ -197,19 +192,19 @@ def _sortable(title: str, **attributes: Any) -> Markup:
     return element("th", button, scope="col", aria_sort="none", **attributes)
 
 
-def _row(title: str | Markup, figures: Mapping[str, Any], **attributes: str) -> Markup:
+def _row(title: str | Markup, metrics: Mapping[str, Any], **attributes: str) -> Markup:
     """A row of the table; every cell says what it is sorted by, "" if undefined."""
-    images = figures["num_images"]
+    images = metrics["num_images"]
     cells = [element("td", f"{images:,}", class_="count", data_value=images)]
     for name in METRIC_NAMES:
-        key = "" if is_undefined(figures[name]) else repr(float(figures[name]))
-        cells.append(element("td", figure_value(figures[name]), data_value=key))
+        key = "" if is_undefined(metrics[name]) else repr(float(metrics[name]))
+        cells.append(element("td", metric_value(metrics[name]), data_value=key))
     heading = element("th", element("div", title), scope="row")
     return element("tr", heading, cells, **attributes)
 
 
-def _notes(results: Mapping[str, Any], notes: Iterable[str]) -> Markup:
-    lines = [*notes, *_notes_on(results)]
+def _notes(results: Mapping[str, Any]) -> Markup:
+    lines = list(_notes_on(results))
     meanings = (
         element("div", element("dt", HEADINGS[name]), element("dd", MEANINGS[name]))
         for name in METRIC_NAMES
@@ -219,7 +214,7 @@ def _notes(results: Mapping[str, Any], notes: Iterable[str]) -> Markup:
         element("ul", (element("li", line) for line in lines)) if lines else None,
         element(
             "details",
-            element("summary", "What the figures mean"),
+            element("summary", "What the metrics mean"),
             element("dl", meanings),
         ),
         class_="notes",
@@ -228,11 +223,11 @@ def _notes(results: Mapping[str, Any], notes: Iterable[str]) -> Markup:
 
 def _notes_on(results: Mapping[str, Any]) -> Iterator[str]:
     rows = [*results["per_category"].values(), results["mean"]]
-    if any(is_undefined(figures[name]) for figures in rows for name in METRIC_NAMES):
+    if any(is_undefined(metrics[name]) for metrics in rows for name in METRIC_NAMES):
         yield (
-            f"“{UNDEFINED}” marks a figure that is undefined: those of images need good "
+            f"“{UNDEFINED}” marks a metric that is undefined: those of images need good "
             "and defective ones, those of pixels need defects with masks. A mean is over "
-            "the classes in which its figure is defined."
+            "the classes in which its metric is defined."
         )
     if sizes := results.get("defect_sizes"):
         yield from notes_on_defect_sizes(sizes)

@@ -1,4 +1,4 @@
-"""Small parts that recur on the page of the report: names, numbers, figures, plots."""
+"""Small parts that recur on the page of the report: names, numbers, metrics, plots."""
 
 import math
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ def category_name(category: str) -> Markup:
     return element("bdi", element("span", dataset, slash, class_="dataset"), name)
 
 
-def figure_value(value: float | None) -> Markup:
+def metric_value(value: float | None) -> Markup:
     """A fraction in percent; where it is undefined, a dash, read out as what it means."""
     if not is_undefined(value):
         return element("span", f"{100 * value:.1f}", class_="value")
@@ -45,15 +45,15 @@ def figure_value(value: float | None) -> Markup:
     )
 
 
-def figure_list(figures: Mapping[str, Any], classes: str) -> Markup:
-    """The seven figures, each under its heading."""
+def metric_list(metrics: Mapping[str, Any], classes: str) -> Markup:
+    """The seven metrics, each under its heading."""
     return element(
         "dl",
         (
             element(
                 "div",
                 element("dt", HEADINGS[name]),
-                element("dd", figure_value(figures.get(name))),
+                element("dd", metric_value(metrics.get(name))),
             )
             for name in METRIC_NAMES
         ),
@@ -65,7 +65,7 @@ def plot_image(stem: str, description: str, size: tuple[float, float]) -> Markup
     """A plot in the colours of the page.
 
     Args:
-      stem: path of its files, see `figures.save_plot`.
+      stem: path of its files, see `plots.save_plot`.
       description: what it shows, for those who do not see it.
       size: its width and height in inches; a CSS inch has 96 pixels.
     """

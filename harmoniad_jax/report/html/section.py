@@ -11,10 +11,10 @@ from harmoniad_jax.report.html.markup import Markup, element, join
 from harmoniad_jax.report.html.parts import (
     UNDEFINED,
     category_name,
-    figure_list,
-    figure_value,
     image,
     is_undefined,
+    metric_list,
+    metric_value,
     name_of,
     plot_image,
     score_text,
@@ -50,10 +50,10 @@ GROUPS_WITHOUT_THRESHOLD: dict[Kind, tuple[str, str]] = {
 
 
 class Plot(NamedTuple):
-    """A plot: its title, the figure that sums it up, and its files without endings."""
+    """A plot: its title, the metric that sums it up, and its files without endings."""
 
     title: str
-    figure: str | None
+    metric: str | None
     stem: str
 
 
@@ -90,7 +90,7 @@ def category_section(
     """The part of the page about one category.
 
     Args:
-      content: its figures, scores and samples; no pixel of them is looked at.
+      content: its metrics, scores and samples; no pixel of them is looked at.
       anchor: the id of the section.
       plots, bars: which there are of it.
       views: the pictures of each of `content.samples`.
@@ -100,7 +100,7 @@ def category_section(
         "section",
         element("h2", category_name(content.category), id=title),
         element("p", _verdict(content), class_="lead"),
-        figure_list(content.metrics, "figures"),
+        metric_list(content.metrics, "metrics"),
         element("div", (_plot(plot, content) for plot in plots), class_="plots"),
         _undefined_note(content),
         _gallery(content, bars, views),
@@ -142,15 +142,15 @@ def _undefined_note(content: CategoryContent) -> Markup | None:
     elif labels.all() or not labels.any():
         reason = f"all test images are {'defective' if labels.any() else 'good'}"
     else:
-        reason = "figures of pixels need defects with masks"
-    note = f"Figures marked “{UNDEFINED}” and their curves are undefined: {reason}."
+        reason = "pixel metrics need defects with masks"
+    note = f"Metrics marked “{UNDEFINED}” and their curves are undefined: {reason}."
     return element("p", note, class_="undefined-note")
 
 
 def _plot(plot: Plot, content: CategoryContent) -> Markup:
     value = None
-    if plot.figure is not None:
-        value = figure_value(content.metrics.get(plot.figure))
+    if plot.metric is not None:
+        value = metric_value(content.metrics.get(plot.metric))
     description = f"{plot.title}: {content.category}"
     return element(
         "figure",

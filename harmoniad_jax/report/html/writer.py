@@ -9,7 +9,7 @@ part of a path.
 """
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -27,31 +27,6 @@ from harmoniad_jax.report.pictures import ColourScale
 INDEX = "index.html"
 # No visible loss on photos and smooth maps, at a third of the bytes of a PNG.
 JPEG = {"quality": 88, "subsampling": "4:4:4", "optimize": True}
-
-
-def write_report(
-    folder: Path,
-    results: Mapping[str, Any],
-    categories: Iterable[CategoryContent],
-    notes: Iterable[str] = (),
-) -> Path:
-    """Writes a report in one call, see `ReportWriter`.
-
-    Args:
-      folder: of the report; an older report there is replaced.
-      results: as in `results.json`; looked at after the last category, so that it may
-        be filled while `categories` is iterated.
-      categories: taken one by one; none is kept.
-      notes: sentences that a reader of the figures must know.
-
-    Returns:
-      The path of its `index.html`.
-    """
-    with ReportWriter(folder) as report:
-        for content in categories:
-            report.add(content)
-            del content  # Before the next one is made: one at a time in memory.
-        return report.finish(results, notes)
 
 
 class ReportWriter:
@@ -98,9 +73,16 @@ class ReportWriter:
         section = category_section(content, f"class-{number}", plots, bars, views)
         self._sections.append(section)
 
-    def finish(self, results: Mapping[str, Any], notes: Iterable[str] = ()) -> Path:
-        """Writes the page, and puts the report in its place; see `write_report`."""
-        page = document(results, self._sections, notes)
+    def finish(self, results: Mapping[str, Any]) -> Path:
+        """Writes the page, and puts the report in its place.
+
+        Args:
+          results: as in `results.json`.
+
+        Returns:
+          The path of its `index.html`.
+        """
+        page = document(results, self._sections)
         (self._partial / INDEX).write_text(page, encoding="utf-8")
         _check_replaceable(self._folder)
         if self._folder.exists():
@@ -118,10 +100,10 @@ class ReportWriter:
         scores = np.asarray(content.image_scores)
         written = []
 
-        def add(name: str, title: str, figure: str | None, plot: plots.Figure) -> None:
+        def add(name: str, title: str, metric: str | None, plot: plots.Figure) -> None:
             stem = f"plots/{number}-{name}"
             plots.save_plot(plot, self._partial / stem)
-            written.append(Plot(title, figure, stem))
+            written.append(Plot(title, metric, stem))
 
         if len(scores):
             plot = plots.score_histogram(scores, labels, content.threshold)
