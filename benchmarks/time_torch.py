@@ -36,8 +36,8 @@ from numpy.linalg import norm
 
 from harmoniad_jax.config import Config
 from harmoniad_jax.model.encoders.encoder import Features
-from harmoniad_jax.model.harmoniad import HarmoniAD
 from harmoniad_jax.steps.losses import easy_share
+from harmoniad_jax.steps.network import build_model
 from harmoniad_jax.steps.optimizer import make_optimizer
 from harmoniad_jax.steps.state import TrainState, create_state
 from harmoniad_jax.steps.step import Steps
@@ -62,10 +62,13 @@ def make_config(dropout: float | None = None) -> Config:
 
 
 def make_steps(
-    config: Config, optimizer: optax.GradientTransformation | None = None
+    config: Config,
+    features: Features,
+    optimizer: optax.GradientTransformation | None = None,
 ) -> Steps:
     """The project's step on features; the encoder is never called."""
-    model = HarmoniAD(**dataclasses.asdict(config.model))
+    _, groups, *_, width = features.patches.shape
+    model = build_model(config.model, groups=groups, width=width)
     if optimizer is None:
         optimizer = make_optimizer(config.optimizer, config.train.num_steps)
     return Steps(None, model, optimizer, config.loss, config.evaluation)
@@ -120,7 +123,8 @@ def deviations(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> np
 def compare(torch_head: ModuleType, sizes: dict[str, int]) -> dict[str, float]:
     """How far loss, gradients and a step are apart without dropout, relative to ours."""
     config, features = make_config(dropout=0.0), draw_features(**sizes)
-    steps, recording = make_steps(config), make_steps(config, recording_optimizer())
+    steps = make_steps(config, features)
+    recording = make_steps(config, features, recording_optimizer())
     state = make_state(steps, features)
     recorded, metrics = jax.jit(recording.update)(
         state.replace(opt_state=state.params), features
@@ -159,7 +163,7 @@ def start_torch(
 def jax_step(sizes: dict[str, int]) -> tuple[Callable[[], float], float]:
     """One update at a time, compiled with its state donated; and its operations."""
     config, features = make_config(), draw_features(**sizes)
-    steps = make_steps(config)
+    steps = make_steps(config, features)
     state = make_state(steps, features)
     lowered = jax.jit(steps.update, donate_argnums=0).lower(state, features)
     compiled = lowered.compile()
@@ -174,7 +178,7 @@ def jax_step(sizes: dict[str, int]) -> tuple[Callable[[], float], float]:
 
 def torch_steps(torch_head: ModuleType, sizes: dict[str, int]) -> dict[str, Callable]:
     config, features = make_config(), draw_features(**sizes)
-    state = make_state(make_steps(config), features)
+    state = make_state(make_steps(config, features), features)
     eager, compiled = (start_torch(torch_head, config, state, features) for _ in range(2))
     compiled.compile()
     return {EAGER: eager.step, COMPILED: compiled.step}

@@ -21,8 +21,12 @@ from harmoniad_jax.config_files import load_config, shipped_configs
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.fields import type_name
 from harmoniad_jax.model.encoders.encoder import EncoderDescription, describe_untrained_clip
-from harmoniad_jax.model.harmoniad import HarmoniAD
+from harmoniad_jax.model.fsam import Fsam
+from harmoniad_jax.model.gscm import Gscm
+from harmoniad_jax.model.harmoniad import HarmoniAD, Plain
+from harmoniad_jax.model.split import FrequencySplit
 from harmoniad_jax.run.checks import config_problems
+from harmoniad_jax.steps.network import build_model
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 CONFIG_NAMES = sorted(shipped_configs())
@@ -220,9 +224,17 @@ def test_every_type_has_a_name():
 
 def test_the_network_has_the_defaults_of_its_settings():
     """They are written twice, so that model/ need not know the settings."""
-    defaults = Config().to_dict()["model"]
-    network = HarmoniAD()
-    assert {name: getattr(network, name) for name in defaults} == defaults
+    settings = Config().model
+    heads = 128 // settings.head_width
+    assert build_model(settings, groups=2, width=128) == HarmoniAD(
+        split=FrequencySplit(),
+        high=Fsam(settings.high_depth, 2, name="fsam"),
+        low=Gscm(settings.low_depth, 2, heads, name="gscm"),
+    )
+    plain = dataclasses.replace(settings, variant="plain")
+    switched_off = dict.fromkeys(("global_context", "reads_class_token", "decimate"), False)
+    branch = Gscm(settings.plain_depth, 2, heads, name="plain", **switched_off)
+    assert build_model(plain, groups=2, width=128) == Plain(branch)
 
 
 def test_the_hash_changes_with_every_setting():

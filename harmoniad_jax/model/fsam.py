@@ -211,16 +211,24 @@ class Fsam(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, features: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(
+        self,
+        features: jax.Array,
+        class_token: jax.Array | None = None,
+        *,
+        train: bool = False,
+    ) -> jax.Array:
         """Predicts the high bands; needs the rng "dropout" in training.
 
         Args:
           features: [B, h, w, D] float32, the high band.
+          class_token: not used; every branch is called with it.
           train: switches the bottleneck's noise on.
 
         Returns:
           [B, G, h, w, D] float32.
         """
+        del class_token
         features = Mlp(
             dropout=self.dropout, dropout_place=self.dropout_place, name="bottleneck"
         )(features, train=train)

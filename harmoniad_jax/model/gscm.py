@@ -59,6 +59,7 @@ class Gscm(nn.Module):
       heads: attention heads, a divisor of D.
       dropout, dropout_place: of the bottlenecks, see `Mlp`.
       global_context: see `GscmBlock`.
+      reads_class_token: let every token read the encoder's class token.
       decimate: work at half resolution, a quarter of the cost; a band below half of
         Nyquist loses little.
       remat: compute the activations of every block again for its gradient.
@@ -70,6 +71,7 @@ class Gscm(nn.Module):
     dropout: float = 0.2
     dropout_place: str = "layers"
     global_context: bool = True
+    reads_class_token: bool = True
     decimate: bool = True
     remat: bool = False
 
@@ -86,6 +88,7 @@ class Gscm(nn.Module):
         Args:
           features: [B, h, w, D] float32, the low band.
           class_token: [B, D] float32, the encoder's; it has a bottleneck of its own.
+            None: there is nothing to read.
           train: switches the bottlenecks' noise on.
 
         Returns:
@@ -100,7 +103,7 @@ class Gscm(nn.Module):
             dropout=self.dropout, dropout_place=self.dropout_place, name="bottleneck"
         )(features.reshape(batch, -1, channels), train=train)
         context = None
-        if class_token is not None:
+        if self.reads_class_token and class_token is not None:
             context = Mlp(1.0, self.dropout, self.dropout_place, name="class_bottleneck")(
                 class_token[:, None], train=train
             )

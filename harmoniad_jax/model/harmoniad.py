@@ -7,26 +7,24 @@
 Trained on defect-free images alone, it cannot rebuild what it has never seen: where
 F_fused differs from F, there is a defect. For that, nothing of F may pass a bottleneck
 but through it: no skip connection leads around one.
+
+A network is composed of modules, and any module that keeps these promises fits:
+
+    split(patches, mesh)               [B, G, h, w, D] -> (low, high), which sum to it
+    branch(maps, class_token, train=)  [B, h, w, D] and [B, D] -> [B, G, h, w, D]
+
+Parameters are named after the modules: after the `name` that a module was given, else
+after the attribute that holds it.
 """
 
-from typing import NamedTuple
+import dataclasses
+from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
 from jax.sharding import Mesh
 
 from harmoniad_jax.model.encoders.encoder import Features
-from harmoniad_jax.model.fsam import Fsam
-from harmoniad_jax.model.gscm import Gscm
-from harmoniad_jax.model.split import FrequencySplit
-
-# Each variant and what it compares: the fused reconstruction, the high band, the low one.
-VARIANTS = {
-    "harmoniad": ("fused", "high", "low"),
-    "high": ("high",),
-    "low": ("low",),
-    "plain": ("fused",),
-}
 
 
 class Comparison(NamedTuple):
@@ -36,43 +34,24 @@ class Comparison(NamedTuple):
     prediction: jax.Array
 
 
-class HarmoniAD(nn.Module):
-    """Predicts clean encoder features.
+class Network(nn.Module):
+    """What a run trains: it predicts clean encoder features, or their bands.
 
-    The attributes are those of `ModelConfig`, and two that change no result:
-
-      remat: compute the activations of every block again for its gradient.
-      mesh: of the devices that the batch is split over, see `frequency.low_pass`.
+    Attributes:
+      mesh: the devices that the batch is split over; None: leave the distribution to the
+        compiler. It changes no result.
     """
 
-    variant: str = "harmoniad"
-    gate: str = "sigmoid"
-    cutoff: float = 0.25
-    softness: float = 0.05
-    learnable_gate: bool = False
-    mirror: bool = False
-    high_depth: int = 4
-    low_depth: int = 4
-    plain_depth: int = 8
-    head_width: int = 64
-    dropout: float = 0.2
-    dropout_place: str = "layers"
-    edge_kernels: bool = True
-    channel_gate: bool = True
-    spatial_gate: bool = True
-    shrinkage: bool = True
-    global_context: bool = True
-    class_token: bool = True
-    decimate: bool = True
-    remat: bool = False
-    mesh: Mesh | None = None
+    # Lets whoever composes a network name its parts.
+    preserve_adopted_names: ClassVar[bool] = True
+
+    mesh: Mesh | None = dataclasses.field(default=None, kw_only=True)
 
     @property
     def comparison_names(self) -> tuple[str, ...]:
         """The keys of what a call returns."""
-        return VARIANTS[self.variant]
+        raise NotImplementedError
 
-    @nn.compact
     def __call__(self, features: Features, *, train: bool) -> dict[str, Comparison]:
         """Predicts the features, or their bands.
 
@@ -83,67 +62,60 @@ class HarmoniAD(nn.Module):
         Returns:
           A `Comparison` for each of `comparison_names`.
         """
-        patches = features.patches
-        groups, width = patches.shape[1], patches.shape[-1]
-        heads = width // self.head_width
-        if self.variant == "plain":
-            prediction = Gscm(
-                depth=self.plain_depth,
-                groups=groups,
-                heads=heads,
-                dropout=self.dropout,
-                dropout_place=self.dropout_place,
-                global_context=False,
-                decimate=False,
-                remat=self.remat,
-                name="plain",
-            )(patches.mean(axis=1), train=train)
-            return {"fused": Comparison(patches, prediction)}
+        raise NotImplementedError
 
-        low, high = FrequencySplit(
-            gate=self.gate,
-            cutoff=self.cutoff,
-            softness=self.softness,
-            learnable=self.learnable_gate,
-            mirror=self.mirror,
-            mesh=self.mesh,
-            name="split",
-        )(patches)
+
+class HarmoniAD(Network):
+    """A frequency split and a branch for each band; without one of them, the other alone.
+
+    Attributes:
+      split: of the features into a low and a high band.
+      high, low: the branches; None leaves a band out. With both, the sum of their
+        predictions is compared with the features too.
+    """
+
+    split: nn.Module
+    high: nn.Module | None
+    low: nn.Module | None
+
+    @property
+    def comparison_names(self) -> tuple[str, ...]:
+        branches = {"high": self.high, "low": self.low}
+        names = tuple(name for name, branch in branches.items() if branch is not None)
+        return ("fused", *names) if len(names) == 2 else names
+
+    @nn.compact
+    def __call__(self, features: Features, *, train: bool) -> dict[str, Comparison]:
+        low, high = self.split(features.patches, self.mesh)
         comparisons = {}
-        # The bands are targets here: were they to follow the gradient, a learnable gate
-        # would move to where they are easiest to predict, not to where they help.
-        if self.variant in ("harmoniad", "high"):
-            prediction = Fsam(
-                depth=self.high_depth,
-                groups=groups,
-                dropout=self.dropout,
-                dropout_place=self.dropout_place,
-                edge_kernels=self.edge_kernels,
-                channel_gate=self.channel_gate,
-                spatial_gate=self.spatial_gate,
-                shrinkage=self.shrinkage,
-                remat=self.remat,
-                name="fsam",
-            )(high.mean(axis=1), train=train)
-            comparisons["high"] = Comparison(jax.lax.stop_gradient(high), prediction)
-        if self.variant in ("harmoniad", "low"):
-            prediction = Gscm(
-                depth=self.low_depth,
-                groups=groups,
-                heads=heads,
-                dropout=self.dropout,
-                dropout_place=self.dropout_place,
-                global_context=self.global_context,
-                decimate=self.decimate,
-                remat=self.remat,
-                name="gscm",
-            )(
-                low.mean(axis=1),
-                features.class_token if self.class_token else None,
-                train=train,
-            )
-            comparisons["low"] = Comparison(jax.lax.stop_gradient(low), prediction)
-        if self.variant == "harmoniad":
+        for name, band, branch in (("high", high, self.high), ("low", low, self.low)):
+            if branch is None:
+                continue
+            prediction = branch(band.mean(axis=1), features.class_token, train=train)
+            # The bands are targets here: were they to follow the gradient, a learnable
+            # gate would move to where they are easiest to predict, not to where they help.
+            comparisons[name] = Comparison(jax.lax.stop_gradient(band), prediction)
+        if len(comparisons) == 2:
             fused = comparisons["low"].prediction + comparisons["high"].prediction
-            comparisons["fused"] = Comparison(patches, fused)
+            comparisons["fused"] = Comparison(features.patches, fused)
         return comparisons
+
+
+class Plain(Network):
+    """One branch for whole features, without a split: the reference for the method.
+
+    Attributes:
+      branch: predicts the features from their mean over the groups.
+    """
+
+    branch: nn.Module
+
+    @property
+    def comparison_names(self) -> tuple[str, ...]:
+        return ("fused",)
+
+    @nn.compact
+    def __call__(self, features: Features, *, train: bool) -> dict[str, Comparison]:
+        patches = features.patches
+        prediction = self.branch(patches.mean(axis=1), features.class_token, train=train)
+        return {"fused": Comparison(patches, prediction)}

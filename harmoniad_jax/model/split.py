@@ -115,7 +115,7 @@ class FrequencySplit(nn.Module):
       cutoff: rho, in (0, 1) of Nyquist.
       softness: tau, > 0, in units of Nyquist.
       learnable: train rho and tau of each group, from these values on.
-      mirror, mesh: see `low_pass`.
+      mirror: see `low_pass`.
     """
 
     gate: str = "sigmoid"
@@ -123,11 +123,20 @@ class FrequencySplit(nn.Module):
     softness: float = 0.05
     learnable: bool = False
     mirror: bool = False
-    mesh: Mesh | None = None
 
     @nn.compact
-    def __call__(self, features: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Splits [B, G, h, w, D] float32 into (low, high); low + high is the input."""
+    def __call__(
+        self, features: jax.Array, mesh: Mesh | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Splits feature maps into bands.
+
+        Args:
+          features: [B, G, h, w, D] float32.
+          mesh: see `low_pass`.
+
+        Returns:
+          (low, high), each of the input's shape and dtype; low + high is the input.
+        """
         shape = (features.shape[1],)
         cutoff, softness = jnp.full(shape, self.cutoff), jnp.full(shape, self.softness)
         if self.learnable:
@@ -143,6 +152,6 @@ class FrequencySplit(nn.Module):
             softness,
             gate=self.gate,
             mirror=self.mirror,
-            mesh=self.mesh,
+            mesh=mesh,
         )
         return low, features - low

@@ -31,13 +31,13 @@ from harmoniad_jax.model.encoders.encoder import (
     describe_untrained_clip,
     load_encoder,
 )
-from harmoniad_jax.model.harmoniad import HarmoniAD
 from harmoniad_jax.run.checks import (
     config_problems,
     data_problems,
     setting_problems,
 )
 from harmoniad_jax.run.datasets import open_dataset
+from harmoniad_jax.steps.network import build_model
 from harmoniad_jax.steps.optimizer import make_optimizer
 from harmoniad_jax.steps.state import TrainState, create_state
 from harmoniad_jax.steps.step import Steps
@@ -151,8 +151,12 @@ def assemble(
     preprocessor = preprocessor or Preprocessor(side=config.data.image_side)
     steps = Steps(
         encoder=encoder,
-        model=HarmoniAD(
-            **dataclasses.asdict(config.model), remat=config.train.remat, mesh=mesh
+        model=build_model(
+            config.model,
+            groups=len(encoder.groups),
+            width=encoder.width,
+            remat=config.train.remat,
+            mesh=mesh,
         ),
         optimizer=make_optimizer(config.optimizer, config.train.num_steps),
         loss=config.loss,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from harmoniad_jax.model.encoders.encoder import Features
-from harmoniad_jax.model.harmoniad import HarmoniAD
+from harmoniad_jax.model.harmoniad import Network
 from harmoniad_jax.model.scoring import Statistics
 
 
@@ -37,7 +37,7 @@ class TrainState:
 
 
 def create_state(
-    model: HarmoniAD,
+    model: Network,
     optimizer: optax.GradientTransformation,
     features: Features,
     seed: int,

@@ -17,7 +17,7 @@ from harmoniad_jax.config import EvaluationConfig, LossConfig
 from harmoniad_jax.devices.mesh import gathered
 from harmoniad_jax.model import scoring
 from harmoniad_jax.model.encoders.encoder import Encoder, Features
-from harmoniad_jax.model.harmoniad import HarmoniAD
+from harmoniad_jax.model.harmoniad import Network
 from harmoniad_jax.model.scoring import Prediction, Statistics
 from harmoniad_jax.steps.losses import HardMining, easy_share, total_loss
 from harmoniad_jax.steps.state import TrainState
@@ -36,7 +36,7 @@ class Steps:
     """
 
     encoder: Encoder
-    model: HarmoniAD
+    model: Network
     optimizer: optax.GradientTransformation
     loss: LossConfig
     evaluation: EvaluationConfig

@@ -4,15 +4,20 @@ import functools
 import math
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from harmoniad_jax.config import ModelConfig
 from harmoniad_jax.model.encoders.encoder import Features
-from harmoniad_jax.model.harmoniad import VARIANTS, Comparison, HarmoniAD
+from harmoniad_jax.model.fsam import Fsam
+from harmoniad_jax.model.gscm import Gscm
+from harmoniad_jax.model.harmoniad import Comparison, HarmoniAD
 from harmoniad_jax.model.scoring import cosine_distance
-from harmoniad_jax.model.split import GATES
+from harmoniad_jax.model.split import GATES, FrequencySplit
+from harmoniad_jax.steps.network import VARIANTS, build_model
 
 BATCH, GROUPS, GRID, WIDTH = 2, 2, (4, 5), 8
 SWITCHES = (
@@ -26,11 +31,12 @@ SWITCHES = (
 )
 
 
-def tiny_model(variant="harmoniad", **settings):
+def tiny_model(variant="harmoniad", *, groups=GROUPS, width=WIDTH, **settings):
     depths = {"high_depth": 2, "low_depth": 2, "plain_depth": 2}
     # A gate that learns, so that its gradient is looked at too.
     given = {"head_width": 4, "learnable_gate": True}
-    return HarmoniAD(variant=variant, **given | depths | settings)
+    config = ModelConfig(variant=variant, **given | depths | settings)
+    return build_model(config, groups=groups, width=width)
 
 
 def feature_shapes(width, grid=GRID, groups=GROUPS):
@@ -117,7 +123,7 @@ def with_closed_bottlenecks(params):
 @pytest.mark.parametrize(("width", "head_width"), [(32, 16), (1024, 64)])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_shapes_of_every_variant(variant, width, head_width):
-    model = tiny_model(variant, head_width=head_width)
+    model = tiny_model(variant, width=width, head_width=head_width)
     features = feature_shapes(width, grid=(5, 4))
     params = param_shapes(model, features)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
@@ -133,7 +139,7 @@ def test_shapes_of_every_variant(variant, width, head_width):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_any_number_of_groups(variant, groups):
     depths = dict.fromkeys(("high_depth", "low_depth", "plain_depth"), groups)
-    model = tiny_model(variant, **depths)
+    model = tiny_model(variant, groups=groups, **depths)
     features = feature_shapes(WIDTH, groups=groups)
     init = functools.partial(model.init_with_output, train=False)
     comparisons, _ = jax.eval_shape(init, jax.random.key(0), features)
@@ -210,6 +216,52 @@ def test_nothing_leads_around_a_bottleneck(variant):
     assert max(largest_changes(with_closed_bottlenecks(params))) == 0
 
 
+NAMES = {
+    "harmoniad": {"split", "fsam", "gscm"},
+    "high": {"split", "fsam"},
+    "low": {"split", "gscm"},
+    "plain": {"plain"},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_parameters_have_the_names_that_checkpoints_have(variant):
+    params = param_shapes(tiny_model(variant), feature_shapes(WIDTH))
+    assert set(params) == NAMES[variant]
+
+
+def test_parts_without_a_name_are_called_after_their_place():
+    model = HarmoniAD(
+        split=FrequencySplit(learnable=True),
+        high=Fsam(depth=2, groups=GROUPS),
+        low=Gscm(depth=2, groups=GROUPS, heads=2),
+    )
+    assert set(param_shapes(model, feature_shapes(WIDTH))) == {"split", "high", "low"}
+
+
+class Halves(nn.Module):
+    """Another split: half of the features is low, half is high."""
+
+    def __call__(self, features, mesh=None):
+        del mesh
+        return features / 2, features - features / 2
+
+
+def test_a_split_of_any_kind_and_any_branches_make_a_network():
+    """One class for both bands, under names of their own."""
+    branch = functools.partial(Gscm, depth=2, groups=GROUPS, heads=2)
+    model = HarmoniAD(split=Halves(), high=branch(name="one"), low=branch(name="two"))
+    assert model.comparison_names == ("fused", "high", "low")
+    features = random_features(0)
+    comparisons, variables = jax.jit(
+        functools.partial(model.init_with_output, train=False)
+    )(jax.random.key(0), features)
+    assert set(variables["params"]) == {"one", "two"}
+    np.testing.assert_array_equal(comparisons["low"].target, features.patches / 2)
+    fused = comparisons["high"].prediction + comparisons["low"].prediction
+    np.testing.assert_allclose(comparisons["fused"].prediction, fused, atol=1e-6)
+
+
 @pytest.mark.parametrize(("variant", "branch"), [("high", "fsam"), ("low", "gscm")])
 def test_single_branches_are_those_of_the_whole(variant, branch):
     features = feature_shapes(WIDTH)
@@ -277,7 +329,7 @@ def test_images_do_not_see_each_other():
 @functools.cache
 def cost(variant):
     """Parameters, and floating-point operations of a gradient, of a DINOv2-S model."""
-    model = HarmoniAD(variant=variant)
+    model = build_model(ModelConfig(variant=variant), groups=GROUPS, width=384)
     features = feature_shapes(384, grid=(16, 16))
     params = param_shapes(model, features)
 
