@@ -1,1 +1,4 @@
-"""The frozen image encoders: a file for each family, and what they share."""
+"""The frozen image encoders: a file for each family, and what they share.
+
+The feature cache hashes the source text of all files here: see `features/encode.py`.
+"""

@@ -8,40 +8,35 @@ projections stay those of the library's modules: only what happens between them 
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from transformers.models.clip.modeling_flax_clip import FlaxCLIPAttention
-from transformers.models.dinov2.modeling_flax_dinov2 import FlaxDinov2SelfAttention
+
+from harmoniad_jax.model.encoders.family import Family
 
 ATTENTIONS = ("library", "fused")
 
 
-def fuse_attention(
-    call: Callable, arguments: tuple, keywords: dict[str, Any], context: Any
-) -> Any:
-    """An interceptor for `flax.linen.intercept_methods`: replaces attention alone.
+def fused_attention(family: Family) -> Callable:
+    """An interceptor for `flax.linen.intercept_methods`: replaces attention alone."""
 
-    Its argument is the tokens [B, N, D], and its result a tuple of tokens [B, N, D].
-    """
-    module: nn.Module = context.module
-    if context.method_name != "__call__":
-        return call(*arguments, **keywords)
-    if isinstance(module, FlaxCLIPAttention):
-        projections = (module.q_proj, module.k_proj, module.v_proj)
-        heads, output = module.num_heads, module.out_proj
-    elif isinstance(module, FlaxDinov2SelfAttention):
-        projections = (module.query, module.key, module.value)
-        heads, output = module.config.num_attention_heads, lambda tokens: tokens
-    else:
-        return call(*arguments, **keywords)
-    tokens = arguments[0] if arguments else keywords["hidden_states"]
-    query, key, value = (
-        project(tokens).reshape(*tokens.shape[:2], heads, -1) for project in projections
-    )
-    # cuDNN has no kernel for float32.
-    has_kernel = jax.default_backend() == "gpu" and query.dtype == jnp.bfloat16
-    mixed = jax.nn.dot_product_attention(
-        query, key, value, implementation="cudnn" if has_kernel else "xla"
-    )
-    return (output(mixed.reshape(tokens.shape)),)
+    def intercept(
+        call: Callable, arguments: tuple, keywords: dict[str, Any], context: Any
+    ) -> Any:
+        """Its argument is the tokens [B, N, D], its result a tuple of tokens [B, N, D]."""
+        is_attention = isinstance(context.module, family.attention)
+        if context.method_name != "__call__" or not is_attention:
+            return call(*arguments, **keywords)
+        tokens = arguments[0] if arguments else keywords["hidden_states"]
+        of = family.projections(context.module)
+        query, key, value = (
+            project(tokens).reshape(*tokens.shape[:2], of.heads, -1)
+            for project in (of.query, of.key, of.value)
+        )
+        # cuDNN has no kernel for float32.
+        has_kernel = jax.default_backend() == "gpu" and query.dtype == jnp.bfloat16
+        mixed = jax.nn.dot_product_attention(
+            query, key, value, implementation="cudnn" if has_kernel else "xla"
+        )
+        return (of.output(mixed.reshape(tokens.shape)),)
+
+    return intercept

@@ -1,8 +1,8 @@
 """The frozen image encoder: images in, G groups of patch features and the class token out.
 
-Two families of `transformers`, one interface: the Flax CLIP vision model (the paper's
-encoder) and the Flax DINOv2 model. The weights are never part of the trained state: an
-`Encoder` holds them beside its pure function, and every step takes them as an argument.
+One interface for every family of encoders; what differs between them is in a file each
+(`registry.py` lists them). The weights are never part of the trained state: an `Encoder`
+holds them beside its pure function, and every step takes them as an argument.
 """
 
 import contextlib
@@ -12,54 +12,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 import transformers
-from transformers.models.clip.modeling_flax_clip import FlaxCLIPVisionModule
-from transformers.models.dinov2.modeling_flax_dinov2 import FlaxDinov2Module
 
 from harmoniad_jax.errors import UserError
-from harmoniad_jax.model.encoders.attention import fuse_attention
-from harmoniad_jax.model.encoders.positions import resize_position_embedding
+from harmoniad_jax.model.encoders.attention import fused_attention
+from harmoniad_jax.model.encoders.clip import untrained_config
+from harmoniad_jax.model.encoders.family import Architecture, Family, Tokens
+from harmoniad_jax.model.encoders.registry import FAMILIES
 from harmoniad_jax.model.encoders.weights import find_checkpoint, hash_params, read_weights
-
-
-class Family(NamedTuple):
-    """What differs between the two encoder families."""
-
-    model: type  # the library's class that reads checkpoints
-    module: type  # the flax module inside it
-    position_embedding: tuple[str, ...]  # its path in the parameter tree
-    image_mean: tuple[float, float, float]  # of RGB in [0, 1]
-    image_std: tuple[float, float, float]
-    uses_native_side: bool  # default image side: the checkpoint's, or 16 patches
-
-
-CLIP = Family(
-    model=transformers.FlaxCLIPVisionModel,
-    module=FlaxCLIPVisionModule,
-    position_embedding=(
-        "vision_model",
-        "embeddings",
-        "position_embedding",
-        "embedding",
-    ),
-    image_mean=(0.48145466, 0.4578275, 0.40821073),
-    image_std=(0.26862954, 0.26130258, 0.27577711),
-    uses_native_side=True,
-)
-DINOV2 = Family(
-    model=transformers.FlaxDinov2Model,
-    module=FlaxDinov2Module,
-    position_embedding=("embeddings", "position_embeddings"),
-    image_mean=(0.485, 0.456, 0.406),
-    image_std=(0.229, 0.224, 0.225),
-    uses_native_side=False,
-)
-FAMILIES = {"clip": CLIP, "clip_vision_model": CLIP, "dinov2": DINOV2}
-
 
 # What is subtracted from every patch token of an image: nothing, its class token, or the
 # mean of its patches (after Dinomaly2, Guo et al. 2025, which takes the class token).
@@ -91,21 +54,24 @@ class EncoderDescription:
         return FAMILIES[self.hf_config.model_type]
 
     @property
+    def architecture(self) -> Architecture:
+        return self.family.architecture(self.hf_config)
+
+    @property
     def depth(self) -> int:
-        return self.hf_config.num_hidden_layers
+        return self.architecture.depth
 
     @property
     def width(self) -> int:
-        return self.hf_config.hidden_size
+        return self.architecture.width
 
     @property
     def patch(self) -> int:
-        return self.hf_config.patch_size
+        return self.architecture.patch
 
     @property
     def default_image_side(self) -> int:
-        native = self.hf_config.image_size
-        return native if self.family.uses_native_side else 16 * self.patch
+        return self.family.default_image_side(self.hf_config)
 
     @property
     def default_taps(self) -> tuple[int, ...]:
@@ -162,8 +128,7 @@ class Encoder:
         mean = jnp.asarray(self.image_mean, jnp.float32) * 255.0
         std = jnp.asarray(self.image_std, jnp.float32) * 255.0
         pixels = (images.astype(jnp.float32) - mean) / std
-        fused = self.attention == "fused"
-        with nn.intercept_methods(fuse_attention) if fused else contextlib.nullcontext():
+        with self._attention():
             hidden_states = self.module.apply(
                 {"params": params},
                 pixels.astype(self.module.dtype),
@@ -173,23 +138,30 @@ class Encoder:
             ).hidden_states
         # hidden_states[0] is the embedding, hidden_states[k] the output of block k:
         # before the final layer norm. Blocks after the last tap are dead code to XLA.
+        split = self.description.family.split_tokens
         grouped = [
-            sum(_normalise(hidden_states[tap]) for tap in taps) / len(taps)
+            split(sum(_normalise(hidden_states[tap]) for tap in taps) / len(taps))
             for taps in self.groups
         ]
-        tokens = jnp.stack([_recentred(group, self.recentre) for group in grouped], axis=1)
+        patches = jnp.stack([_recentred(group, self.recentre) for group in grouped], axis=1)
         deepest = max(tap for taps in self.groups for tap in taps)
         return Features(
-            patches=tokens.reshape(*tokens.shape[:2], self.grid, self.grid, self.width),
-            class_token=_normalise(hidden_states[deepest][:, 0]),
+            patches=patches.reshape(*patches.shape[:2], self.grid, self.grid, self.width),
+            class_token=_normalise(split(hidden_states[deepest]).class_token),
         )
 
+    def _attention(self) -> contextlib.AbstractContextManager:
+        """Within it the module computes its attention as `attention` says."""
+        if self.attention == "fused":
+            return nn.intercept_methods(fused_attention(self.description.family))
+        return contextlib.nullcontext()
 
-def _recentred(tokens: jax.Array, recentre: str) -> jax.Array:
-    """The patches of tokens [B, 1 + N, D], class token first: [B, N, D]."""
-    class_token, patches = tokens[:, :1], tokens[:, 1:]
+
+def _recentred(tokens: Tokens, recentre: str) -> jax.Array:
+    """The patches [B, N, D], after what `recentre` names was subtracted from each."""
+    class_token, patches = tokens
     if recentre == "class_token":
-        return patches - class_token
+        return patches - class_token[:, None]
     if recentre == "image_mean":
         return patches - patches.mean(axis=1, keepdims=True)
     return patches
@@ -217,12 +189,7 @@ def describe_encoder(name: str) -> EncoderDescription:
             f"encoder.name={name!r} is of type {model_type!r}; "
             f"supported types are {', '.join(sorted(FAMILIES))}."
         )
-    if model_type == "clip":
-        hf_config = transformers.CLIPVisionConfig(**config.get("vision_config", {}))
-    elif model_type == "clip_vision_model":
-        hf_config = transformers.CLIPVisionConfig(**config)
-    else:
-        hf_config = transformers.Dinov2Config(**config)
+    hf_config = FAMILIES[model_type].read_config(config)
     return EncoderDescription(name=name, folder=folder, hf_config=hf_config)
 
 
@@ -230,13 +197,8 @@ def describe_untrained_clip(
     *, width: int, depth: int, heads: int, patch: int, image_side: int
 ) -> EncoderDescription:
     """A CLIP vision architecture whose weights will be drawn at random."""
-    hf_config = transformers.CLIPVisionConfig(
-        hidden_size=width,
-        intermediate_size=4 * width,
-        num_hidden_layers=depth,
-        num_attention_heads=heads,
-        patch_size=patch,
-        image_size=image_side,
+    hf_config = untrained_config(
+        width=width, depth=depth, heads=heads, patch=patch, image_side=image_side
     )
     return EncoderDescription(name="untrained", folder=None, hf_config=hf_config)
 
@@ -260,7 +222,7 @@ def load_encoder(
       taps: 1-based blocks to read, in order; split into `groups` contiguous groups.
       groups: number G of feature groups.
       dtype: compute dtype of the encoder, float32 or bfloat16.
-      attention: "library" or "fused", see `model.attention`.
+      attention: one of `attention.ATTENTIONS`.
       recentre: one of `RECENTRINGS`.
       seed: of the random weights, where there is no checkpoint.
 
@@ -268,7 +230,7 @@ def load_encoder(
       UserError: the checkpoint is missing, incomplete or in a format that is not read.
     """
     family = description.family
-    images = jnp.zeros((1, *2 * [description.hf_config.image_size], 3))
+    images = jnp.zeros((1, *2 * [description.architecture.image_side], 3))
     if description.folder is None:
         module = family.module(description.hf_config)
         params = jax.jit(module.init)(jax.random.key(seed), images)["params"]
@@ -277,18 +239,12 @@ def load_encoder(
         expected = jax.eval_shape(
             family.module(description.hf_config).init, jax.random.key(0), images
         )["params"]
-        params = read_weights(description.name, family.model.base_model_prefix, expected)
+        prefix = family.pretrained.base_model_prefix
+        params = read_weights(description.name, prefix, expected)
     weight_hash = hash_params(params)
 
-    hf_config = type(description.hf_config).from_dict(description.hf_config.to_dict())
-    hf_config.image_size = image_side
-    flat = flax.traverse_util.flatten_dict(params)
-    embedding = flat[family.position_embedding]
-    flat[family.position_embedding] = resize_position_embedding(
-        embedding.reshape(-1, embedding.shape[-1]), image_side // description.patch
-    ).reshape(*embedding.shape[:-2], -1, embedding.shape[-1])
-    params = flax.traverse_util.unflatten_dict(flat)
-
+    hf_config = family.at_side(description.hf_config, image_side)
+    params = family.resize_positions(params, image_side // description.patch)
     mean, std = _image_statistics(description)
     return Encoder(
         description=description,

@@ -15,13 +15,13 @@ import safetensors.numpy
 import transformers
 
 from harmoniad_jax.errors import UserError
-from harmoniad_jax.model.encoders import encoder as encoder_module
 from harmoniad_jax.model.encoders.encoder import (
     describe_encoder,
     describe_untrained_clip,
     load_encoder,
 )
 from harmoniad_jax.model.encoders.positions import resize_position_embedding
+from harmoniad_jax.model.encoders.registry import FAMILIES
 from harmoniad_jax.model.encoders.weights import hash_params
 
 SIDE, PATCH, WIDTH, DEPTH = 16, 4, 8, 3
@@ -185,7 +185,7 @@ def test_other_image_sides(checkpoint, image_side):
 
     family = "clip" if "vision_model" in checkpoint.params else "dinov2"
     model = vision_model(family, image_size=image_side)
-    path = encoder_module.FAMILIES[family].position_embedding
+    path = FAMILIES[family].position_embedding
     flat = flax.traverse_util.flatten_dict(checkpoint.params)
     resized = resize_position_embedding(flat[path].reshape(-1, WIDTH), grid)
     flat[path] = resized if family == "clip" else resized[None]
@@ -284,8 +284,8 @@ def test_full_clip_gives_its_vision_tower(full_clip, tmp_path, file):
     vision = {"vision_model": full_clip.params["vision_model"]}
     assert_same_tree(encoder.params, vision)
     # No preprocessor_config.json there: the statistics that CLIP was trained with.
-    assert encoder.image_mean == encoder_module.CLIP.image_mean
-    assert encoder.image_std == encoder_module.CLIP.image_std
+    assert encoder.image_mean == FAMILIES["clip"].image_mean
+    assert encoder.image_std == FAMILIES["clip"].image_std
     if file == "flax_model.msgpack":
         patches = encode(encoder, images()).patches
         assert patches.shape == (2, 2, 4, 4, WIDTH)

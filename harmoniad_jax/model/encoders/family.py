@@ -1,0 +1,126 @@
+"""What a family of encoders says of itself: all that differs between families."""
+
+import abc
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import transformers
+
+from harmoniad_jax.model.encoders.positions import resize_position_embedding
+
+
+class Architecture(NamedTuple):
+    """The sizes of an encoder.
+
+    width: D, channels of a token.
+    depth: number of blocks.
+    patch: side of a patch in pixels.
+    image_side: side of the images that it was trained with, in pixels.
+    """
+
+    width: int
+    depth: int
+    patch: int
+    image_side: int
+
+
+class Tokens(NamedTuple):
+    """The tokens of a block that features are made of.
+
+    class_token: [B, D].
+    patches: [B, N, D], row by row.
+    """
+
+    class_token: jax.Array
+    patches: jax.Array
+
+
+class Projections(NamedTuple):
+    """What an attention module does before and after it mixes tokens.
+
+    query, key, value: each [B, N, D] -> [B, N, D].
+    output: [B, N, D] -> [B, N, D].
+    heads: number of attention heads.
+    """
+
+    query: Callable[[jax.Array], jax.Array]
+    key: Callable[[jax.Array], jax.Array]
+    value: Callable[[jax.Array], jax.Array]
+    output: Callable[[jax.Array], jax.Array]
+    heads: int
+
+
+class Family(abc.ABC):
+    """A family of vision transformers: one file, registered in `registry.py`.
+
+    The methods that are written out here hold for most models of `transformers`; a family
+    of other habits overrides them.
+
+    Attributes:
+      model_types: the `model_type`s of config.json, and of the configs that `read_config`
+        returns, that belong to the family.
+      pretrained: the library's class that reads checkpoints.
+      module: the flax module inside it. It is made of a config and a `dtype`, and called
+        with pixels [B, S, S, 3], `deterministic`, `output_hidden_states` and `return_dict`.
+      attention: the flax module of a block's attention. Its first argument is the tokens
+        [B, N, D], its result a tuple of new tokens.
+      position_embedding: path of [..., 1 + N, D] in the parameter tree, class token first.
+      image_mean, image_std: of RGB in [0, 1], where a checkpoint does not say.
+    """
+
+    model_types: tuple[str, ...]
+    pretrained: type
+    module: type
+    attention: type
+    position_embedding: tuple[str, ...]
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+
+    @abc.abstractmethod
+    def read_config(self, values: Mapping[str, Any]) -> transformers.PretrainedConfig:
+        """The library's config of the vision tower, from the values of config.json."""
+
+    @abc.abstractmethod
+    def default_image_side(self, config: transformers.PretrainedConfig) -> int:
+        """Side of the images in pixels where the settings do not say."""
+
+    @abc.abstractmethod
+    def split_tokens(self, tokens: jax.Array) -> Tokens:
+        """Splits the tokens of a block; what is neither class token nor patch is dropped.
+
+        Args:
+          tokens: [B, M, D], in the module's order.
+        """
+
+    @abc.abstractmethod
+    def projections(self, attention: nn.Module) -> Projections:
+        """The projections of a bound module of the class `attention`."""
+
+    def architecture(self, config: transformers.PretrainedConfig) -> Architecture:
+        """The sizes that a config says."""
+        return Architecture(
+            width=config.hidden_size,
+            depth=config.num_hidden_layers,
+            patch=config.patch_size,
+            image_side=config.image_size,
+        )
+
+    def at_side(
+        self, config: transformers.PretrainedConfig, image_side: int
+    ) -> transformers.PretrainedConfig:
+        """A copy of a config, for images of another side in pixels."""
+        config = type(config).from_dict(config.to_dict())
+        config.image_size = image_side
+        return config
+
+    def resize_positions(self, params: Any, grid: int) -> Any:
+        """A parameter tree with position embeddings for a grid of grid x grid patches."""
+        flat = flax.traverse_util.flatten_dict(params)
+        embedding = flat[self.position_embedding]
+        width = embedding.shape[-1]
+        resized = resize_position_embedding(embedding.reshape(-1, width), grid)
+        flat[self.position_embedding] = resized.reshape(*embedding.shape[:-2], -1, width)
+        return flax.traverse_util.unflatten_dict(flat)
