@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.metadata
-import inspect
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from harmoniad_jax.features.reading import ImageReader
 from harmoniad_jax.features.store import FeatureCache
 from harmoniad_jax.fields import FEATURES, flatten, touching
 from harmoniad_jax.folders import cache_folder
-from harmoniad_jax.model.encoders import attention, encoder, positions
+from harmoniad_jax.model import encoders
 from harmoniad_jax.model.encoders.encoder import Features
 from harmoniad_jax.run.run import Run
 from harmoniad_jax.words import gigabytes
@@ -37,8 +36,12 @@ CHUNK_IMAGES = 64
 # A mapped chunk holds a file descriptor, of which a process often has 1024: larger sets
 # have larger chunks instead of more.
 MOST_CHUNKS = 256
-# A change in any of these may change features.
-PROGRAM = (image_files, preprocess, encoder, attention, positions)
+# A change in any of these may change features: files, and folders with all their files.
+PROGRAM = (
+    Path(image_files.__file__),
+    Path(preprocess.__file__),
+    Path(encoders.__file__).parent,
+)
 LIBRARIES = ("flax", "jax", "pillow", "transformers")
 
 # From records and a title for the progress bar to batches, in order, of what the steps of
@@ -199,17 +202,21 @@ def _open_cache(run: Run) -> FeatureCache:
             "matmul_precision": str(jax.config.jax_default_matmul_precision),
             "backend": jax.default_backend(),
             "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
-            "program": _hash_of_program(),
+            "program": _hash_of_program(PROGRAM),
         },
         {name: shape.shape[1:] for name, shape in shapes.items()},
         run.config.cache.dtype,
     )
 
 
-def _hash_of_program() -> str:
+def _hash_of_program(places: Sequence[Path]) -> str:
+    """SHA-256 over names and source text of Python files, and of all that folders hold."""
     digest = hashlib.sha256()
-    for module in PROGRAM:
-        digest.update(inspect.getsource(module).encode())
+    for place in places:
+        for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+            name = path.relative_to(place.parent).as_posix()
+            text = hashlib.sha256(path.read_text("utf-8").encode()).hexdigest()
+            digest.update(f"{name}:{text}\n".encode())
     return digest.hexdigest()
 
 

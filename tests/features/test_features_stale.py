@@ -199,6 +199,29 @@ def test_another_program_uses_nothing_of_this_one(run, log, monkeypatch):
     assert encoded(log) == IMAGES
 
 
+def test_the_program_is_all_files_that_make_features(tmp_path):
+    """Whatever family of encoders comes, and in whatever file."""
+    *others, encoders = encode_module.PROGRAM
+    assert [path.name for path in others] == ["images.py", "preprocess.py"]
+    files = {path.name for path in encoders.iterdir()}
+    assert {"encoder.py", "clip.py", "dinov2.py", "attention.py"} <= files
+
+    copy = tmp_path / "encoders"
+    shutil.copytree(encoders, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    hashes = [encode_module._hash_of_program(encode_module.PROGRAM)]
+    assert encode_module._hash_of_program((*others, copy)) == hashes[0]
+    # What is compiled of the text is not part of it.
+    (copy / "__pycache__").mkdir()
+    (copy / "__pycache__" / "clip.pyc").write_bytes(b"compiled")
+    assert encode_module._hash_of_program((*others, copy)) == hashes[0]
+    for path in [*sorted(copy.glob("*.py")), copy / "another.py", copy / "more/deep.py"]:
+        path.parent.mkdir(exist_ok=True)
+        with path.open("a") as file:
+            file.write("# changed\n")
+        hashes.append(encode_module._hash_of_program((*others, copy)))
+    assert len(set(hashes)) == len(hashes)
+
+
 def test_the_version_of_a_library_is_part_of_the_setting(run, log, monkeypatch):
     opened(run)
     log()
