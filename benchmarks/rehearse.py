@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from command_line import Parser, whole_number
-from rehearsal.command import Command, progress
+from rehearsal.command import Command
 from rehearsal.costs import Stage, extrapolated_table, measured_table
 from rehearsal.full import COUNTS, full_size
 from rehearsal.watch import watch
@@ -49,8 +49,7 @@ DRAWING = ("drawing",)
 PREPARING = ("mvtec_ad train", "mvtec_ad test")
 ENCODING = ("encoding",)
 TRAINING = ("training",)
-CALIBRATING = ("standardising", "calibrating")
-REPORTING = ("images for the report",)
+CALIBRATING = ("calibrating",)
 SAID = ("encoder ", "model ", "step ", "memory", "compile", "devices ")
 
 MEASURED_NOTE = """\
@@ -189,8 +188,8 @@ class Rehearsal:
 
     @property
     def _evaluating(self) -> tuple[str, ...]:
-        """Titles of the bars of evaluation: the categories, and the report's images."""
-        return (*(self.config.data.categories or COUNTS), *REPORTING)
+        """Titles of the bars of evaluation: the categories."""
+        return tuple(self.config.data.categories or COUNTS)
 
     def _evaluate(self) -> list[Stage]:
         """As a command of its own, which does the end of training once more."""
@@ -204,9 +203,9 @@ class Rehearsal:
             batch=self.config.evaluation.batch_size,
             to_the_end=True,
         )
-        pictures = progress(command.watched.marks_of(REPORTING))[-1][1]
-        report = size_of(self._workdir / "report")
-        return [start, images.leaves(report, pictures, self._full.pictures)]
+        folder = self._workdir / "report"
+        pictures = len(list(folder.glob("images/*-image.jpg")))
+        return [start, images.leaves(size_of(folder), pictures, self._full.pictures)]
 
     def _checkpoint(self) -> list[Stage]:
         saved = self._run / "saved"

@@ -96,11 +96,8 @@ class EncoderConfig:
     # How attention is computed: "library", as `transformers` does, or "fused", by JAX's
     # own function, which keeps no attention weights in memory and calls cuDNN on a GPU.
     attention: str = setting("library", choices=("library", "fused"), touches=FEATURES)
-    # What is subtracted from the patch features of an image: "none", its "class_token", or
-    # "image_mean", the mean of its patches.
-    recentre: str = setting(
-        "none", choices=("none", "class_token", "image_mean"), touches=FEATURES
-    )
+    # What is subtracted from the patch features of an image: "none" or its "class_token".
+    recentre: str = setting("none", choices=("none", "class_token"), touches=FEATURES)
     untrained: UntrainedEncoderConfig = UntrainedEncoderConfig()
 
 
@@ -137,8 +134,6 @@ class ModelConfig:
     head_width: int = setting(64, touches=LEARNING)
     # Dropout of the noisy bottlenecks: without it the network learns to copy anomalies.
     dropout: float = setting(0.2, at_least=0, below=1, touches=LEARNING)
-    # Where it is: after both "layers" of a bottleneck, or on its "input".
-    dropout_place: str = setting("layers", choices=("layers", "input"), touches=LEARNING)
     # Parts of the FSAM block.
     edge_kernels: bool = setting(True, touches=LEARNING)
     channel_gate: bool = setting(True, touches=LEARNING)
@@ -237,14 +232,10 @@ class EvaluationConfig:
     # (docs/method.md).
     map_decay: float = setting(0.1, at_least=0, at_most=1, touches=SCORES)
     score_decay: float = setting(0.5, at_least=0, at_most=1, touches=SCORES)
-    # Weights of the standardised maps of the fused reconstruction and of the branches. On
-    # real images the branches' own maps add nothing to the fused one (docs/results.md).
-    fused_weight: float = setting(1.0, at_least=0, touches=SCORES)
+    # Weights of the branches' standardised maps; that of the fused reconstruction has 1. On
+    # real images they add nothing to the fused one (docs/results/ablation.md).
     high_weight: float = setting(0.0, at_least=0, touches=SCORES)
     low_weight: float = setting(0.0, at_least=0, touches=SCORES)
-    # Standardise each of these maps before they are added; else the distances are added
-    # as they are.
-    standardise: bool = setting(True, touches=SCORES)
     # Held-out images (training images where none are), evenly taken, that the maps are
     # standardised with.
     calibration_images: int = setting(256, at_least=1, touches=LEARNING)
@@ -330,7 +321,13 @@ class Config:
 
 
 # Settings that runs of earlier versions have: such a run is read if the value is neutral.
-REMOVED: Mapping[str, Removed] = {}
+REMOVED = {
+    "model.dropout_place": Removed(
+        "layers", "where the noisy bottlenecks drop activations"
+    ),
+    "evaluation.fused_weight": Removed(1.0, "the weight of the fused map"),
+    "evaluation.standardise": Removed(True, "whether maps are standardised"),
+}
 
 
 def default_config() -> ml_collections.ConfigDict:

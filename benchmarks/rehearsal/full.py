@@ -24,9 +24,9 @@ class FullSize(NamedTuple):
       trained: images that training steps take.
       log_lines: of `metrics.jsonl`.
       saves, kept: checkpoints that are written, and that stay.
-      calibrated_rows: held-out images, to standardise and to calibrate with.
-      evaluated_rows: test images, and those that are predicted again for the report.
-      pictures: the latter alone.
+      calibrated_rows: held-out images.
+      evaluated_rows: test images.
+      pictures: images that the report shows.
     """
 
     images: int
@@ -51,7 +51,6 @@ def full_size(config: Config) -> FullSize:
     ]
     dataset = Dataset(records, []).hold_out(config.calibration.holdout)
     encoded, held_out = len(dataset.train), len(dataset.held_out)
-    standardised = min(config.evaluation.calibration_images, held_out)
     tests = [counts.good + counts.defective for counts in COUNTS.values()]
     pictures = [
         len(choose_samples(np.arange(test), np.arange(test) >= counts.good, None))
@@ -65,8 +64,8 @@ def full_size(config: Config) -> FullSize:
         log_lines=-(-settings.num_steps // settings.log_every_steps),
         saves=-(-settings.num_steps // settings.checkpoint_every_steps),
         kept=settings.keep_checkpoints,
-        calibrated_rows=padded(standardised, batch) + padded(held_out, batch),
-        evaluated_rows=sum(padded(count, batch) for count in [*tests, *pictures]),
+        calibrated_rows=padded(held_out, batch),
+        evaluated_rows=sum(padded(count, batch) for count in tests),
         pictures=sum(pictures),
     )
 

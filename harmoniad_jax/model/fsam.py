@@ -195,7 +195,7 @@ class Fsam(nn.Module):
     Attributes:
       depth: number of blocks, a multiple of `groups`.
       groups: G.
-      dropout, dropout_place: of the bottleneck, see `Mlp`.
+      dropout: of the bottleneck, see `Mlp`.
       edge_kernels, channel_gate, spatial_gate, shrinkage: see `FsamBlock`.
       remat: compute the activations of every block again for its gradient.
     """
@@ -203,7 +203,6 @@ class Fsam(nn.Module):
     depth: int
     groups: int
     dropout: float = 0.2
-    dropout_place: str = "layers"
     edge_kernels: bool = True
     channel_gate: bool = True
     spatial_gate: bool = True
@@ -229,9 +228,8 @@ class Fsam(nn.Module):
           [B, G, h, w, D] float32.
         """
         del class_token
-        features = Mlp(
-            dropout=self.dropout, dropout_place=self.dropout_place, name="bottleneck"
-        )(features, train=train)
+        bottleneck = Mlp(dropout=self.dropout, name="bottleneck")
+        features = bottleneck(features, train=train)
         block = nn.remat(FsamBlock) if self.remat else FsamBlock
         outputs = []
         for index in range(self.depth):

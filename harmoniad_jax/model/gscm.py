@@ -57,7 +57,7 @@ class Gscm(nn.Module):
       depth: number of blocks, a multiple of `groups`.
       groups: G.
       heads: attention heads, a divisor of D.
-      dropout, dropout_place: of the bottlenecks, see `Mlp`.
+      dropout: of the bottlenecks, see `Mlp`.
       global_context: see `GscmBlock`.
       reads_class_token: let every token read the encoder's class token.
       decimate: work at half resolution, a quarter of the cost; a band below half of
@@ -69,7 +69,6 @@ class Gscm(nn.Module):
     groups: int
     heads: int
     dropout: float = 0.2
-    dropout_place: str = "layers"
     global_context: bool = True
     reads_class_token: bool = True
     decimate: bool = True
@@ -99,14 +98,12 @@ class Gscm(nn.Module):
             half = (batch, (height + 1) // 2, (width + 1) // 2, channels)
             features = jax.image.resize(features, half, "linear")
         grid = features.shape[1:3]
-        tokens = Mlp(
-            dropout=self.dropout, dropout_place=self.dropout_place, name="bottleneck"
-        )(features.reshape(batch, -1, channels), train=train)
+        bottleneck = Mlp(dropout=self.dropout, name="bottleneck")
+        tokens = bottleneck(features.reshape(batch, -1, channels), train=train)
         context = None
         if self.reads_class_token and class_token is not None:
-            context = Mlp(1.0, self.dropout, self.dropout_place, name="class_bottleneck")(
-                class_token[:, None], train=train
-            )
+            bottleneck = Mlp(1.0, self.dropout, name="class_bottleneck")
+            context = bottleneck(class_token[:, None], train=train)
         block = nn.remat(GscmBlock) if self.remat else GscmBlock
         outputs = []
         for index in range(self.depth):

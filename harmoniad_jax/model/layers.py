@@ -11,8 +11,6 @@ import jax.numpy as jnp
 # starts close to the identity.
 INITIAL_SCALE = 0.01
 RANDOM_LEVELS = 2**16
-# Where an `Mlp` has its dropout: after each of its layers (Dinomaly), or before the first.
-DROPOUT_PLACES = ("layers", "input")
 
 
 class Dense(nn.Dense):
@@ -60,17 +58,15 @@ class Dropout(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two dense layers with a GELU between them, and dropout.
+    """Two dense layers with a GELU between them, and dropout after each (Dinomaly).
 
     Attributes:
       hidden_ratio: hidden width as a multiple of the input's.
       dropout: share of activations set to zero in training.
-      dropout_place: one of `DROPOUT_PLACES`.
     """
 
     hidden_ratio: float = 4.0
     dropout: float = 0.0
-    dropout_place: str = "layers"
 
     @nn.compact
     def __call__(self, tokens: jax.Array, *, train: bool = False) -> jax.Array:
@@ -79,8 +75,6 @@ class Mlp(nn.Module):
         hidden = Dense(round(self.hidden_ratio * width))
         drop = functools.partial(Dropout(self.dropout), train=train)
         output = Dense(width)
-        if self.dropout_place == "input":
-            return output(nn.gelu(hidden(drop(tokens))))
         return drop(output(drop(nn.gelu(hidden(tokens)))))
 
 

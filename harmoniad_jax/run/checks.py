@@ -14,7 +14,6 @@ from harmoniad_jax.config import Config
 from harmoniad_jax.devices.mesh import mesh_shape
 from harmoniad_jax.fields import flatten, range_problems
 from harmoniad_jax.model.encoders.encoder import EncoderDescription
-from harmoniad_jax.steps.network import VARIANTS
 from tfds_builders import BUILDERS
 from tfds_builders.prepare import missing_data
 
@@ -84,10 +83,6 @@ def setting_problems(config: Config, num_devices: int | None) -> list[str]:
         "encoder.untrained.heads",
         f"it must divide encoder.untrained.width, {untrained.width}",
     )
-    branches = VARIANTS.get(config.model.variant, ())
-    maps = ("fused", *branches)
-    if len(branches) > 1 and not any(values[f"evaluation.{name}_weight"] for name in maps):
-        problems["evaluation"] = "config.evaluation gives every map the weight 0; set one"
     sources = config.data.sources
     check(
         bool(sources) and sorted(set(sources) & set(SOURCES)) == sorted(sources),

@@ -40,7 +40,6 @@ def build_model(
     shared = {
         "groups": groups,
         "dropout": config.dropout,
-        "dropout_place": config.dropout_place,
         "remat": remat,
     }
     heads = width // config.head_width

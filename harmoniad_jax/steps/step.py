@@ -132,16 +132,16 @@ class Steps:
         parts = self.micro_batches
         keys = key if parts == 1 else jax.random.split(key, parts)
         comparisons = in_parts(parts, predict, features, each=keys)
-        weights = self._weights(1.0, self.loss.high_weight, self.loss.low_weight)
+        weights = self._weights(self.loss.high_weight, self.loss.low_weight)
         loss, parts = total_loss(comparisons, weights, mining)
         return loss, {"loss": loss} | {f"loss_{k}": v for k, v in parts.items()}
 
-    def _weights(self, fused: float, high: float, low: float) -> dict[str, float]:
+    def _weights(self, high: float, low: float) -> dict[str, float]:
         """The weight of each comparison; an ablation's only one counts whatever it is."""
         names = self.model.comparison_names
         if len(names) == 1:
             return dict.fromkeys(names, 1.0)
-        return {"fused": fused, "high": high, "low": low}
+        return {"fused": 1.0, "high": high, "low": low}
 
     def distance_step(
         self, params: Any, encoder_params: Any, inputs: jax.Array | Features
@@ -200,15 +200,11 @@ class Steps:
           `Prediction`, float32.
         """
         settings = self.evaluation
-        weights = self._weights(
-            settings.fused_weight, settings.high_weight, settings.low_weight
-        )
-        compared = distances
-        if settings.standardise:
-            compared = scoring.standardise(distances, statistics)
+        weights = self._weights(settings.high_weight, settings.low_weight)
+        standardised = scoring.standardise(distances, statistics)
 
         def fused(decay: float) -> jax.Array:
-            maps = scoring.fuse(compared, weights, decay)
+            maps = scoring.fuse(standardised, weights, decay)
             return scoring.upsample(maps, settings.map_side, settings.smoothing_sigma)
 
         scores = scoring.image_scores(fused(settings.score_decay), settings.top_share)

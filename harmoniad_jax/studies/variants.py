@@ -60,7 +60,6 @@ VARIANTS: dict[str, Settings] = {
         "model.plain_depth": 9,
     },
     "recentre-class-token": {"encoder.recentre": "class_token"},
-    "recentre-image-mean": {"encoder.recentre": "image_mean"},
     "plain-recentre-class-token": {
         "model.variant": "plain",
         "encoder.recentre": "class_token",
@@ -68,7 +67,6 @@ VARIANTS: dict[str, Settings] = {
     # Noise.
     "dropout-0": {"model.dropout": 0.0},
     "dropout-0.4": {"model.dropout": 0.4},
-    "dropout-on-input": {"model.dropout_place": "input"},
     # The loss.
     "no-hard-mining": {"loss.hard_mining": False},
     "fused-loss-only": {"loss.high_weight": 0.0, "loss.low_weight": 0.0},
@@ -82,11 +80,6 @@ VARIANTS: dict[str, Settings] = {
         "evaluation.score_decay": 1.0,
     },
     "with-branch-maps": {"evaluation.high_weight": 1.0, "evaluation.low_weight": 1.0},
-    "with-branch-distances": {
-        "evaluation.high_weight": 1.0,
-        "evaluation.low_weight": 1.0,
-        "evaluation.standardise": False,
-    },
     "score-is-maximum": {"evaluation.top_share": 0.0},
 }
 

@@ -20,6 +20,7 @@ from run_helpers import assert_bitwise_equal, rewritten
 import harmoniad_jax
 from harmoniad_jax.checkpoints.folders import has_checkpoints
 from harmoniad_jax.checkpoints.store import Checkpoints
+from harmoniad_jax.data.preprocess import Preprocessor
 from harmoniad_jax.devices.mesh import shardings_of
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.evaluation.evaluate import evaluate_run
@@ -60,7 +61,7 @@ def abstract_like(state, sharding=None):
 
 @pytest.fixture(scope="module")
 def identity(tiny_config):
-    return Identity(tiny_config, "encoder", "0" * 64, {}, "")
+    return Identity(tiny_config, "encoder", "0" * 64, {}, Preprocessor(32), "")
 
 
 def save_steps(workdir, identity, steps, **options):

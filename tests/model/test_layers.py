@@ -1,7 +1,5 @@
 """Dense, attention and read-out against literal implementations."""
 
-import itertools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -182,17 +180,3 @@ def test_group_outputs_mirror_the_encoder(groups, expected):
     got = group_outputs(outputs, groups)
     assert got.shape == (2, groups, 3)
     np.testing.assert_array_equal(got[0, :, 0], expected)
-
-
-def test_mlp_may_drop_its_input_instead():
-    tokens = np.ones((200, 4), np.float32)
-    params = {"Dense_0": dense_params(4, 8), "Dense_1": dense_params(8, 4)}
-    layer = Mlp(hidden_ratio=2.0, dropout=0.5, dropout_place="input")
-    key = {"dropout": jax.random.key(1)}
-    noisy = layer.apply({"params": params}, tokens, train=True, rngs=key)
-    # Each of the four inputs is there, doubled, or not: 16 outputs, none of them zero.
-    subsets = 2 * np.array(list(itertools.product([0, 1], repeat=4)), np.float32)
-    possible = Mlp(hidden_ratio=2.0).apply({"params": params}, subsets)
-    distance = np.abs(np.asarray(noisy)[:, None] - possible).max(axis=-1)
-    assert distance.min(axis=1).max() < 1e-5
-    assert len(set(distance.argmin(axis=1))) > 8

@@ -139,19 +139,6 @@ def test_groups_are_between_one_and_the_taps(description, groups):
     assert "between 1 and the number of taps, 4" in first
 
 
-def test_maps_of_weight_zero_cannot_be_scored(description):
-    config = with_settings(RIGHT, {"evaluation.fused_weight": 0})
-    (problem,) = config_problems(config, description, 8)
-    assert "weight 0" in problem
-    for branch in ("high", "low"):
-        other = with_settings(config, {f"evaluation.{branch}_weight": 1.0})
-        assert config_problems(other, description, 8) == []
-    # A variant with one map alone has nothing to weigh.
-    for variant in ("high", "low", "plain"):
-        other = with_settings(config, {"model.variant": variant})
-        assert config_problems(other, description, 8) == []
-
-
 def test_the_ideal_gate_cannot_be_trained(description):
     config = with_settings(RIGHT, {"model.gate": "ideal"})
     assert config_problems(config, description, 8) == []

@@ -90,7 +90,6 @@ def test_variants_of_the_evaluation_need_no_training():
         "shallow-group-only": "harmoniad",
         "plain-groups-equal": "plain",
         "with-branch-maps": "harmoniad",
-        "with-branch-distances": "harmoniad",
         "score-is-maximum": "harmoniad",
     }
     # What they evaluate is made before them.

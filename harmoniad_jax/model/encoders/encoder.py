@@ -24,9 +24,9 @@ from harmoniad_jax.model.encoders.family import Architecture, Family, Tokens
 from harmoniad_jax.model.encoders.registry import FAMILIES
 from harmoniad_jax.model.encoders.weights import find_checkpoint, hash_params, read_weights
 
-# What is subtracted from every patch token of an image: nothing, its class token, or the
-# mean of its patches (after Dinomaly2, Guo et al. 2025, which takes the class token).
-RECENTRINGS = ("none", "class_token", "image_mean")
+# What is subtracted from every patch token of an image: nothing, or its class token
+# (Dinomaly2, Guo et al. 2025).
+RECENTRINGS = ("none", "class_token")
 
 
 class Features(NamedTuple):
@@ -162,8 +162,6 @@ def _recentred(tokens: Tokens, recentre: str) -> jax.Array:
     class_token, patches = tokens
     if recentre == "class_token":
         return patches - class_token[:, None]
-    if recentre == "image_mean":
-        return patches - patches.mean(axis=1, keepdims=True)
     return patches
 
 
