@@ -12,14 +12,17 @@ if typing.TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def load(workdir: str | Path, *, encoder: str | None = None) -> TrainedModel:
+def load(
+    workdir: str | Path, *, encoder: str | None = None, white_level: float | None = None
+) -> TrainedModel:
     """Loads a trained model: `load("runs/a").predict(["part.png"])`.
 
     Args:
       workdir: folder of a finished training run.
       encoder: where the encoder is, if not where it was in training.
+      white_level: what is white in images deeper than 8 bits, if not what training found.
     """
     # Imported late: the commands read their flags before JAX is loaded.
     from harmoniad_jax.inference.trained_model import TrainedModel
 
-    return TrainedModel(workdir, encoder=encoder)
+    return TrainedModel(workdir, encoder=encoder, white_level=white_level)

@@ -56,6 +56,11 @@ class DataConfig:
     # Side S of the encoder's square input in pixels, a multiple of its patch. 0: the side
     # CLIP was trained at, or 16 patches for DINOv2.
     image_side: int = setting(0, touches=FEATURES)
+    # What is white in images deeper than 8 bits, such as 4095 for a 12-bit camera. 0: what
+    # a file states, else what is measured once on the training images.
+    white_level: float = setting(0.0, at_least=0, touches=FEATURES)
+    # Larger images are refused: one takes 3 bytes of memory a pixel in each thread.
+    max_megapixels: float = setting(500.0, above=0, touches=NOTHING)
     # Threads that decode and scale images in each process. 0: one for each core.
     threads: int = setting(0, at_least=0, touches=NOTHING)
     # Decode every image once before training, so that a damaged one is found at the

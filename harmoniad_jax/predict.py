@@ -31,6 +31,9 @@ def main() -> None:
     overlays = flags.DEFINE_bool("overlays", True, "Draw the maps over the images.")
     overwrite = flags.DEFINE_bool("overwrite", False, "Write into a folder with files.")
     encoder = flags.DEFINE_string("encoder", None, "Where the encoder is now.")
+    white_level = flags.DEFINE_float(
+        "white_level", None, "What is white in images deeper than 8 bits.", lower_bound=0
+    )
     flags.mark_flags_as_required(["workdir", "input", "output"])
 
     def run() -> None:
@@ -51,6 +54,7 @@ def main() -> None:
             overlays=overlays.value,
             overwrite=overwrite.value,
             encoder=encoder.value,
+            white_level=white_level.value,
         )
         if unreadable:
             sys.exit(UNREADABLE_STATUS)

@@ -90,7 +90,7 @@ ROOMS = {
     "clip_models": ("errors",),
     "config_files": ("clip_models", "config", "errors"),
     "cli": ("config", "config_files", "errors", "fields", "signals"),
-    "data": ("errors",),
+    "data": ("errors", "words"),
     "metrics": (),
     "report": ("config", "errors", "fields", "metrics", "words"),
     "model": ("errors",),

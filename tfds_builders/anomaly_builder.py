@@ -25,7 +25,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from harmoniad_jax.data.folder import MASK_SUFFIX, is_image
-from harmoniad_jax.data.images import read_image, read_mask
+from harmoniad_jax.data.images import decoded_size, read_mask
 from harmoniad_jax.data.records import GOOD, EncodedImage
 from harmoniad_jax.errors import UserError
 from tfds_builders.archives import SUFFIXES, FolderTree, Tree, open_archive
@@ -340,7 +340,7 @@ def _read(example: Example) -> dict[str, Any]:
       UserError: an image or mask is damaged.
     """
     encoded = example.image.read()
-    height, width = read_image(encoded).shape[:2]
+    width, height = decoded_size(encoded)
     if example.mask is None:
         mask = _empty_mask(height, width)
     else:

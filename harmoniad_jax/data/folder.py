@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from harmoniad_jax.data.images import decode, read_mask, read_size
+from harmoniad_jax.data.images import open_image, read_mask, read_size
 from harmoniad_jax.data.records import GOOD, Dataset, ImageFile, Record, check_categories
 from harmoniad_jax.errors import UserError, raise_problems
 
@@ -94,8 +94,17 @@ def masks_of(records: Sequence[Record]) -> list[ImageFile]:
     return [record.mask for record in records if record.mask is not None]
 
 
-def unreadable(images: Sequence[ImageFile], masks: Sequence[ImageFile]) -> list[str]:
-    """What is wrong with the files that cannot be decoded, in words."""
+def unreadable(
+    images: Sequence[ImageFile],
+    masks: Sequence[ImageFile],
+    decode: Callable[[ImageFile], Any] = open_image,
+) -> list[str]:
+    """What is wrong with the files that cannot be decoded, in words.
+
+    Args:
+      images, masks: the files.
+      decode: of an image.
+    """
 
     def problem(file: ImageFile, read: Callable[[ImageFile], Any]) -> str | None:
         try:

@@ -1,29 +1,46 @@
 """From an image file to pixels, and from a mask file to defective pixels.
 
-Nothing is scaled here: `preprocess.py` makes the encoder's input of an image, `masks.py`
-brings masks to the grid of the anomaly maps.
+No image changes its size here: `preprocess.py` makes the encoder's input of an image,
+`masks.py` brings masks to the grid of the anomaly maps.
 """
 
+import contextlib
 import io
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from harmoniad_jax.data.deep import read_deep, stated_depth
+from harmoniad_jax.data.levels import Levels, RawImage
 from harmoniad_jax.data.records import ImageFile
 from harmoniad_jax.errors import UserError
+from harmoniad_jax.words import gigabytes
 
 EXIF_ORIENTATION = 0x0112
 EXIF_ON_ITS_SIDE = (5, 6, 7, 8)
+# Formats whose stated depth Pillow spreads over 16 bits.
+SPREAD_FORMATS = ("JPEG2000", "PPM")
+# The limit of `decode` where no run sets one, and what takes the place of Pillow's own,
+# which a line scan exceeds.
+MAX_MEGAPIXELS = 500.0
+Image.MAX_IMAGE_PIXELS = None
+UNKNOWN_LEVELS = Levels()
+# Share of values above white that is worth a word: more than hot pixels.
+MOST_CLIPPED = 1e-3
 
 
 def read_image(file: ImageFile) -> np.ndarray:
     """Decodes an image file: [H0, W0, 3] uint8 RGB, upright; greyscale is repeated.
 
+    An image deeper than 8 bits has to use the range of its type, see `Levels`.
+
     Raises:
       UserError: the file is missing, truncated or no image.
     """
-    return np.asarray(decode(file))
+    return np.asarray(decode(file).image.convert("RGB"))
 
 
 def read_mask(file: ImageFile) -> np.ndarray:
@@ -61,44 +78,152 @@ def read_size(path: Path) -> tuple[int, int]:
     return (height, width) if orientation in EXIF_ON_ITS_SIDE else (width, height)
 
 
-def decode(file: ImageFile) -> Image.Image:
-    """An image file as an upright image of mode RGB.
+class Decoded(NamedTuple):
+    """An image of 8 bits.
+
+    Attributes:
+      image: upright, of mode L or RGB.
+      clipped: share of its values above the white level that it was scaled with.
+      pages: of its file; the first one is the image.
+    """
+
+    image: Image.Image
+    clipped: float = 0.0
+    pages: int = 1
+
+    @property
+    def note(self) -> str:
+        """What must be known of it, in words; mostly empty."""
+        notes = []
+        if self.pages > 1:
+            notes.append(f"its file has {self.pages} pages: this is the first")
+        if self.clipped > MOST_CLIPPED:
+            notes.append(f"{100 * self.clipped:.2g} % of its values are above white")
+        return "; ".join(notes)
+
+
+def decode(
+    file: ImageFile,
+    levels: Levels = UNKNOWN_LEVELS,
+    max_megapixels: float = MAX_MEGAPIXELS,
+) -> Decoded:
+    """Decodes an image file, and scales it to 8 bits if it is deeper.
+
+    Args:
+      file: the encoded image.
+      levels: what is black and white in images deeper than 8 bits.
+      max_megapixels: a larger image is refused.
+
+    Raises:
+      UserError: the file is missing, truncated, too large or no image, or its white is
+        not known.
+    """
+    found, pages = open_image(file, max_megapixels)
+    if isinstance(found, RawImage):
+        values, clipped = levels.to_eight_bits(found)
+        return Decoded(Image.fromarray(values), clipped, pages)
+    if found.mode == "P":
+        # By way of RGBA: a palette may hold transparent colours.
+        found = found.convert("RGBA")
+    # To convert a mode to itself would copy it; grey is repeated after it was scaled down.
+    mode = "L" if found.mode in ("1", "L", "LA") else "RGB"
+    return Decoded(found if found.mode == mode else found.convert(mode), pages=pages)
+
+
+def open_image(
+    file: ImageFile, max_megapixels: float = MAX_MEGAPIXELS
+) -> tuple[Image.Image | RawImage, int]:
+    """Decodes an image file to 8 bits in any mode, or to its values if it is deeper.
+
+    Returns:
+      The upright image, and the number of pages of its file.
+
+    Raises:
+      UserError: the file is missing, truncated or no image, or too large.
+    """
+    with _reporting(file):
+        data = file.read_bytes()
+        raw, pages = read_deep(str(file), data, lambda *size: _check(size, max_megapixels))
+        if raw is not None:
+            return raw, pages
+        image, file_format = _decode(data, max_megapixels)
+        if image.mode.startswith(("I", "F")):
+            # Pillow spreads what a Netpbm or JPEG 2000 file states over 16 bits.
+            spread = image.mode != "F" and file_format in SPREAD_FORMATS
+            white = 65535.0 if spread else None
+            return RawImage(str(file), np.asarray(image), white), pages
+        return image, pages
+
+
+def decoded_size(file: ImageFile) -> tuple[int, int]:
+    """(width, height) in pixels, upright, of an image that was decoded whole.
 
     Raises:
       UserError: the file is missing, truncated or no image.
     """
-    image, _ = _open(file)
-    if image.mode.startswith(("I", "F")):
-        image = _to_eight_bits(image)
-    if image.mode == "P":
-        # By way of RGBA: a palette may hold transparent colours.
-        image = image.convert("RGBA")
-    # To convert RGB to RGB would copy it.
-    return image if image.mode == "RGB" else image.convert("RGB")
+    found, _ = open_image(file)
+    return found.values.shape[1::-1] if isinstance(found, RawImage) else found.size
+
+
+def is_deep(file: ImageFile) -> bool:
+    """Whether an image is deeper than 8 bits, from its header; True if that is unclear."""
+    source = file if isinstance(file, Path) else io.BytesIO(file.read_bytes())
+    try:
+        with contextlib.ExitStack() as stack:
+            stream = stack.enter_context(
+                source.open("rb") if isinstance(source, Path) else source
+            )
+            bits = stated_depth(stream)
+            if bits is not None:
+                return bits > 8
+            stream.seek(0)
+            with Image.open(stream) as image:
+                return image.mode.startswith(("I", "F"))
+    except Exception:  # see `_reporting`
+        return True
 
 
 def _open(file: ImageFile) -> tuple[Image.Image, str | None]:
     """Decodes the first frame of an image file, upright; and the file's format."""
+    with _reporting(file):
+        return _decode(file.read_bytes())
+
+
+def _decode(
+    data: bytes, max_megapixels: float = MAX_MEGAPIXELS
+) -> tuple[Image.Image, str | None]:
+    with Image.open(io.BytesIO(data)) as image:
+        _check(image.size, max_megapixels)
+        image.load()
+        file_format = image.format
+        ImageOps.exif_transpose(image, in_place=True)
+        return image, file_format
+
+
+def _check(size: tuple[int, int], max_megapixels: float) -> None:
+    """Refuses an image that would take too much memory.
+
+    Raises:
+      ValueError: saying how much.
+    """
+    width, height = size
+    if width * height > max_megapixels * 1e6:
+        raise ValueError(
+            f"it is {width} x {height} px, {width * height / 1e6:,.0f} megapixels, and "
+            f"takes {gigabytes(3 * width * height)} of memory in each thread; the limit is "
+            f"{max_megapixels:,g} megapixels, config.data.max_megapixels"
+        )
+
+
+@contextlib.contextmanager
+def _reporting(file: ImageFile) -> Iterator[None]:
+    """Turns whatever a decoder raises into one line about the file."""
     try:
-        with Image.open(io.BytesIO(file.read_bytes())) as image:
-            image.load()
-            file_format = image.format
-            ImageOps.exif_transpose(image, in_place=True)
-            return image, file_format
+        yield
     except UserError:
         raise  # the file's own words
     except Exception as error:
-        # Pillow's decoders raise anything for what is missing, truncated, absurd or no
-        # image; it names the buffer where it knows no format.
+        # Decoders raise anything for what is missing, truncated, absurd or no image;
+        # Pillow names the buffer where it knows no format.
         reason = "unknown format" if "BytesIO" in str(error) else error
         raise UserError(f"{file} cannot be read as an image ({reason})") from None
-
-
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Scales 16-bit and float greyscale, which Pillow would clip, into 8 bits."""
-    pixels = np.nan_to_num(np.asarray(image).astype(np.float64))
-    top = 65535.0
-    if image.mode == "F":
-        # Floats are shares of one or of 255 as often as 16-bit counts.
-        top = next((top for top in (1.0, 255.0) if pixels.max() <= top), 65535.0)
-    return Image.fromarray((pixels / top * 255.0).clip(0, 255).round().astype(np.uint8))

@@ -7,28 +7,44 @@ the device, which moves a quarter of the bytes.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from harmoniad_jax.data.images import decode
-from harmoniad_jax.data.records import ImageFile
+from harmoniad_jax.data.images import MAX_MEGAPIXELS, Decoded, decode, is_deep, open_image
+from harmoniad_jax.data.levels import (
+    Levels,
+    RawImage,
+    check_finite,
+    levels_from_json,
+    measured_levels,
+    warn_of_dark_images,
+)
+from harmoniad_jax.data.records import ImageFile, Record
+from harmoniad_jax.errors import UserError
+
+# Images, evenly taken, that the white level of a run is measured on.
+MEASURED_IMAGES = 256
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessor:
     """Scales images to the encoder's input, whole: no crop hides a border.
 
-    Bicubic with antialiasing. Every field decides about features: all of them enter the key
-    of the feature cache.
+    Bicubic with antialiasing. What decides about features is stored with the run and
+    enters the key of the feature cache.
 
     Attributes:
       side: S, of the square input in pixels.
+      levels: black and white in images deeper than 8 bits.
+      max_megapixels: a larger image is refused. It decides about nothing.
     """
 
     side: int
+    levels: Levels = dataclasses.field(default_factory=Levels)
+    max_megapixels: float = dataclasses.field(default=MAX_MEGAPIXELS, compare=False)
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """An image in memory.
@@ -39,7 +55,7 @@ class Preprocessor:
         Returns:
           [S, S, 3] uint8.
         """
-        return self.scale(as_image(image))
+        return self.scale(Image.fromarray(image))
 
     def load(self, file: ImageFile) -> np.ndarray:
         """The same for an image file, without the copies between the two.
@@ -47,12 +63,34 @@ class Preprocessor:
         Raises:
           UserError: the file is missing, truncated or no image.
         """
-        return self.scale(decode(file))
+        return self.scale(self.decode(file).image)
+
+    def decode(self, file: ImageFile) -> Decoded:
+        """An image file as 8 bits, of its own size.
+
+        Raises:
+          UserError: the file is missing, truncated or no image.
+        """
+        return decode(file, self.levels, self.max_megapixels)
+
+    def from_array(self, image: np.ndarray) -> Decoded:
+        """An image in memory as 8 bits, of its own size.
+
+        Args:
+          image: [H0, W0, 3] RGB or [H0, W0]; uint8, or deeper and on the run's scale.
+
+        Raises:
+          UserError: it is deeper than 8 bits, and what is white is not known.
+        """
+        if image.dtype == np.uint8:
+            return Decoded(Image.fromarray(image))
+        values, clipped = self.levels.to_eight_bits(RawImage("the array", image))
+        return Decoded(Image.fromarray(values), clipped)
 
     def scale(self, image: Image.Image) -> np.ndarray:
-        """The same for a decoded image of mode RGB."""
-        size = (self.side, self.side)
-        return np.asarray(image.resize(size, Image.Resampling.BICUBIC))
+        """[S, S, 3] uint8 of a decoded image of mode L or RGB."""
+        scaled = image.resize((self.side, self.side), Image.Resampling.BICUBIC)
+        return np.asarray(scaled.convert("RGB"))
 
     @property
     def empty(self) -> np.ndarray:
@@ -60,15 +98,47 @@ class Preprocessor:
         return np.zeros((self.side, self.side, 3), np.uint8)
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return {"side": self.side, "levels": dataclasses.asdict(self.levels)}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Preprocessor":
-        return cls(**values)
+        return cls(values["side"], levels_from_json(values.get("levels")))
 
 
-def as_image(pixels: np.ndarray) -> Image.Image:
-    """[H, W, 3] or [H, W] uint8, RGB or grey -> an image of mode RGB."""
-    if pixels.ndim == 2:
-        pixels = np.repeat(pixels[..., None], 3, axis=-1)
-    return Image.fromarray(pixels)
+def measure_preprocessor(
+    records: Sequence[Record],
+    *,
+    side: int,
+    white_level: float = 0.0,
+    max_megapixels: float = MAX_MEGAPIXELS,
+) -> Preprocessor:
+    """The preprocessor of a new run: white is measured on its training images.
+
+    Images of 8 bits are recognised by their headers, and nothing is measured on them.
+
+    Args:
+      records: training images.
+      side: S in pixels.
+      white_level: white of all images deeper than 8 bits, as the user set it; 0: it was
+        not set.
+      max_megapixels: see `Preprocessor`.
+
+    Raises:
+      UserError: an image has values that are not finite.
+    """
+    count = min(MEASURED_IMAGES, len(records))
+    rows = np.linspace(0, len(records) - 1, count).astype(int)
+    deep: list[RawImage] = []
+    for row in rows:
+        if not is_deep(records[row].image):
+            continue
+        try:
+            found, _ = open_image(records[row].image, max_megapixels)
+        except UserError:
+            continue  # it is named when all images are read
+        if isinstance(found, RawImage):
+            check_finite(found)
+            deep.append(found)
+    levels = Levels(fixed=white_level) if white_level else measured_levels(deep)
+    warn_of_dark_images(deep, levels)
+    return Preprocessor(side, levels, max_megapixels)

@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from harmoniad_jax.config import Config
+from harmoniad_jax.data import deep, levels, preprocess
 from harmoniad_jax.data import images as image_files
-from harmoniad_jax.data import preprocess
 from harmoniad_jax.data.batches import Loader, evaluation_batches
 from harmoniad_jax.data.records import Record
 from harmoniad_jax.devices.mesh import make_mesh, replicate, shard_batch
@@ -38,11 +38,10 @@ CHUNK_IMAGES = 64
 MOST_CHUNKS = 256
 # A change in any of these may change features: files, and folders with all their files.
 PROGRAM = (
-    Path(image_files.__file__),
-    Path(preprocess.__file__),
+    *(Path(module.__file__) for module in (deep, image_files, levels, preprocess)),
     Path(encoders.__file__).parent,
 )
-LIBRARIES = ("flax", "jax", "pillow", "transformers")
+LIBRARIES = ("flax", "imagecodecs", "jax", "pillow", "tifffile", "transformers")
 
 # From records and a title for the progress bar to batches, in order, of what the steps of
 # evaluation take, each with the rows of it that are real.

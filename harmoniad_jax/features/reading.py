@@ -6,6 +6,7 @@ features are stored already is not decoded: it was when they were made.
 
 import dataclasses
 import hashlib
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,9 +19,16 @@ from harmoniad_jax.data.records import EncodedImage, ImageFile, Record
 from harmoniad_jax.devices.processes import map_shared, my_share, together
 from harmoniad_jax.errors import UserError, raise_problems
 from harmoniad_jax.features.store import FeatureCache
+from harmoniad_jax.words import in_words
+
+logger = logging.getLogger(__name__)
 
 # Scaled images that may wait for the encoder: 13,000 of 224 px. Others are read again.
 WAITING_BYTES = 2_000_000_000
+# Notes on images that are shown; the others are counted.
+NAMED = 3
+# A set of images whose brightest pixel is below this uses little of its range.
+DARK = 32
 DIGEST_BYTES = hashlib.sha256().digest_size
 
 
@@ -42,6 +50,8 @@ class ImageReader:
         self._hashed: dict[Record, Record] = {}
         self._waiting: dict[str, np.ndarray] = {}
         self._room = WAITING_BYTES
+        self._notes: list[str] = []
+        self._brightest = 0
 
     def read(
         self,
@@ -65,12 +75,31 @@ class ImageReader:
         )
 
         def check() -> None:
-            problems.extend(unreadable(my_share(images), my_share(masks)))
+            decode = self._preprocessor.decode
+            problems.extend(unreadable(my_share(images), my_share(masks), decode))
             raise_problems(problems, LISTED_PROBLEMS)
 
         together(check)
+        self._warn()
         for record, digest in zip(wanted, digests, strict=True):
             self._hashed[record] = dataclasses.replace(record, sha256=digest.hex())
+
+    def _warn(self) -> None:
+        """Says once what must be known of the images that were decoded."""
+        if self._notes:
+            logger.warning(
+                "%s to look at: %s",
+                in_words(len(self._notes), "image", "images"),
+                "; ".join(self._notes[:NAMED]),
+            )
+            self._notes.clear()
+        if 0 < self._brightest < DARK:
+            logger.warning(
+                "the brightest pixel of all images that were read is %d of 255: if they "
+                "are deeper than 8 bits, give their white: --config.data.white_level=VALUE",
+                self._brightest,
+            )
+        self._brightest = 0
 
     def hashed(self, records: Sequence[Record]) -> list[Record]:
         """The records with the SHA-256 of their images, which are read if they were not.
@@ -124,7 +153,10 @@ class ImageReader:
         data = record.image.read_bytes()
         digest = hashlib.sha256(data)
         if self.cache is None or digest.hexdigest() not in self.cache:
-            pixels = self._preprocessor.load(EncodedImage(str(record.image), data))
+            decoded = self._preprocessor.decode(EncodedImage(str(record.image), data))
+            pixels = self._preprocessor.scale(decoded.image)
+            self._notes += [f"{record.image}: {decoded.note}"] if decoded.note else []
+            self._brightest = max(self._brightest, int(pixels.max()))
             if pixels.nbytes <= self._room:
                 self._room -= pixels.nbytes
                 self._waiting[digest.hexdigest()] = pixels

@@ -40,6 +40,7 @@ def predict_files(
     overlays: bool = True,
     overwrite: bool = False,
     encoder: str | None = None,
+    white_level: float | None = None,
 ) -> int:
     """Judges image files and writes what `PredictionWriter` writes.
 
@@ -51,7 +52,7 @@ def predict_files(
         image's path below `source`, if there is one, or the only one of the run.
       false_positive_rate, threshold: see `TrainedModel.predict`.
       maps, map_size, overlays, overwrite: see `PredictionWriter`.
-      encoder: where the encoder is, if not where it was in training.
+      encoder, white_level: see `TrainedModel`.
 
     Returns:
       The number of files that could not be read.
@@ -63,7 +64,7 @@ def predict_files(
     writer = PredictionWriter(
         output, maps=maps, map_size=map_size, overlays=overlays, overwrite=overwrite
     )
-    model = TrainedModel(workdir, encoder=encoder)
+    model = TrainedModel(workdir, encoder=encoder, white_level=white_level)
     queries = [
         Query(file, category or guess_category(name, model.categories))
         for file, name in zip(files, names, strict=True)

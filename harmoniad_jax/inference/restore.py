@@ -1,5 +1,6 @@
 """Opening a run: its latest checkpoint, its encoder and its images, as one object."""
 
+import dataclasses
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 from harmoniad_jax.checkpoints.store import Checkpoints
 from harmoniad_jax.config import with_settings
+from harmoniad_jax.data.levels import Levels
 from harmoniad_jax.data.records import Dataset
 from harmoniad_jax.devices.processes import available_cores
 from harmoniad_jax.errors import UserError
@@ -64,12 +66,15 @@ def open_trained(workdir: Path, changes: Mapping[str, Any] | None = None) -> Tra
     return trained
 
 
-def open_for_new_images(workdir: Path, encoder: str | None = None) -> Trained:
+def open_for_new_images(
+    workdir: Path, encoder: str | None = None, white_level: float | None = None
+) -> Trained:
     """Opens a finished run for images that it has never seen; its own need not be there.
 
     Args:
       workdir: folder of the run.
       encoder: where the encoder is, if not where it was in training.
+      white_level: what is white in images deeper than 8 bits, if not what the run measured.
 
     Raises:
       UserError: no checkpoint, training is not finished, or another encoder.
@@ -90,6 +95,10 @@ def open_for_new_images(workdir: Path, encoder: str | None = None) -> Trained:
         run = prepare_run(config, no_images, preprocessor=stored.preprocessor)
         check_encoder(stored, Identity.of(run, stored.train_fingerprint), workdir)
         checkpoint = checkpoints.restore(run.abstract_state())
+        if white_level is not None:
+            levels = Levels(fixed=white_level)
+            preprocessor = dataclasses.replace(run.preprocessor, levels=levels)
+            run = dataclasses.replace(run, preprocessor=preprocessor)
         # It may have turned out that the last checkpoint is damaged.
         _check_finished(checkpoints, workdir)
     return Trained(

@@ -33,6 +33,7 @@ class ImageResult:
       normalised_map: [S', S'] float32, the same for pixels; None without threshold.
       boxes: around the regions above `pixel_threshold`, largest first.
       size: (width, height) of the image in pixels.
+      note: what the reader of a verdict must know of the image, in words; mostly empty.
       thumbnail: [h, w, 3] uint8, the image made small; None unless it was asked for.
     """
 
@@ -45,6 +46,7 @@ class ImageResult:
     normalised_map: np.ndarray | None = dataclasses.field(repr=False)
     boxes: tuple[Box, ...]
     size: tuple[int, int]
+    note: str = ""
     thumbnail: np.ndarray | None = dataclasses.field(default=None, repr=False)
 
     @property

@@ -4,13 +4,11 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from harmoniad_jax.data.batches import prefetched, stacked
-from harmoniad_jax.data.images import decode
-from harmoniad_jax.data.preprocess import as_image
 from harmoniad_jax.data.records import check_categories
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.inference.predictor import Predictor
@@ -22,7 +20,7 @@ from harmoniad_jax.run.calibration import Normality
 class Query(NamedTuple):
     """An image to judge.
 
-    image: [H0, W0, 3] or [H0, W0] uint8, or a file.
+    image: [H0, W0, 3] RGB or [H0, W0], or a file.
     category: product class, if known.
     """
 
@@ -50,6 +48,7 @@ THE_RUNS_OWN = Question()
 class _Loaded(NamedTuple):
     pixels: np.ndarray | None  # [S, S, 3] uint8; None: it could not be read
     size: tuple[int, int] = (0, 0)
+    note: str = ""
     thumbnail: np.ndarray | None = None
     error: str = ""
 
@@ -57,17 +56,25 @@ class _Loaded(NamedTuple):
 class TrainedModel:
     """The latest checkpoint of a run, ready for new images, on every device."""
 
-    def __init__(self, workdir: str | Path, *, encoder: str | None = None):
+    def __init__(
+        self,
+        workdir: str | Path,
+        *,
+        encoder: str | None = None,
+        white_level: float | None = None,
+    ):
         """Restores a run.
 
         Args:
           workdir: folder of a training run that was finished.
           encoder: where the encoder is, if not where it was in training.
+          white_level: what is white in images deeper than 8 bits, if the run did not
+            measure it or these images are of another camera.
 
         Raises:
           UserError: no checkpoint, training is not finished, or another encoder.
         """
-        trained = open_for_new_images(Path(workdir).expanduser(), encoder)
+        trained = open_for_new_images(Path(workdir).expanduser(), encoder, white_level)
         self.config = trained.run.config
         self._run, self._calibration = trained.run, trained.calibration
         self._predictor = Predictor(trained)
@@ -90,6 +97,7 @@ class TrainedModel:
         self,
         images: Iterable[np.ndarray | str | Path],
         *,
+        channels: Literal["RGB", "BGR"] = "RGB",
         category: str | None = None,
         false_positive_rate: float | None = None,
         threshold: float | None = None,
@@ -97,7 +105,10 @@ class TrainedModel:
         """Judges images.
 
         Args:
-          images: arrays [H0, W0, 3] or [H0, W0] uint8, or paths of image files.
+          images: arrays [H0, W0, 3] or [H0, W0], or paths of image files. Arrays are uint8,
+            or deeper and on the scale of the run's images.
+          channels: the order of colours in arrays: "RGB", or "BGR" as OpenCV has it. The
+            wrong one gives other scores and other verdicts.
           category: product class of all of them, if known: its own threshold is taken,
             if it has one.
           false_positive_rate: share of good images that may be called defective, in
@@ -106,14 +117,19 @@ class TrainedModel:
 
         Raises:
           UserError: a file cannot be read, or the category is not known.
-          ValueError: an array of another shape or dtype.
+          ValueError: an array of another shape or dtype, or another order of channels.
           TypeError: a single image.
         """
+        if channels not in ("RGB", "BGR"):
+            raise ValueError(f"channels is {channels!r}; expected 'RGB' or 'BGR'")
         single = isinstance(images, np.ndarray) and images.ndim < 4
         if single or isinstance(images, str | Path):
             raise TypeError("predict takes a list of images, such as predict([image])")
         queries = [
-            Query(image if isinstance(image, np.ndarray) else Path(image), category)
+            Query(
+                _in_rgb(image, channels) if isinstance(image, np.ndarray) else Path(image),
+                category,
+            )
             for image in images
         ]
         results = list(self.stream(queries, Question(false_positive_rate, threshold)))
@@ -177,16 +193,17 @@ class TrainedModel:
         preprocessor = self._run.preprocessor
         try:
             if isinstance(image, np.ndarray):
-                image = as_image(image)
+                decoded = preprocessor.from_array(image)
             else:
-                image = decode(image)
+                decoded = preprocessor.decode(image)
         except UserError as error:
             return _Loaded(None, error=str(error))
+        image, note = decoded.image, decoded.note
         pixels, size = preprocessor.scale(image), image.size
         if not thumbnail_side:
-            return _Loaded(pixels, size)
+            return _Loaded(pixels, size, note)
         image.thumbnail((thumbnail_side, thumbnail_side))
-        return _Loaded(pixels, size, np.asarray(image))
+        return _Loaded(pixels, size, note, np.asarray(image.convert("RGB")))
 
     def _result(
         self,
@@ -216,6 +233,7 @@ class TrainedModel:
             normalised_map=normalised_map,
             boxes=find_boxes(anomaly_map, pixel_threshold, loaded.size),
             size=loaded.size,
+            note=loaded.note,
             thumbnail=loaded.thumbnail,
         )
 
@@ -225,7 +243,12 @@ class TrainedModel:
 
 def _check_array(image: np.ndarray) -> None:
     shape_fits = image.ndim == 2 or (image.ndim == 3 and image.shape[-1] == 3)
-    if image.dtype != np.uint8 or not shape_fits or 0 in image.shape:
+    if image.dtype.kind not in "uif" or not shape_fits or 0 in image.shape:
         raise ValueError(
-            f"an image is {image.dtype} {image.shape}; expected uint8 [H, W, 3] or [H, W]"
+            f"an image is {image.dtype} {image.shape}; expected numbers [H, W, 3], RGB, or "
+            "[H, W], mostly uint8"
         )
+
+
+def _in_rgb(image: np.ndarray, channels: str) -> np.ndarray:
+    return image if channels == "RGB" or image.ndim == 2 else image[..., ::-1]

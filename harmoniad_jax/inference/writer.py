@@ -28,6 +28,7 @@ COLUMNS = (
     "verdict",
     "category",
     "boxes",
+    "note",
     "error",
 )
 # What spreadsheets take for the beginning of a formula.
@@ -117,6 +118,7 @@ class PredictionWriter:
             verdict=verdicts[result.is_defective],
             category=_no_formula(result.category or ""),
             boxes=json.dumps([list(box) for box in result.boxes]),
+            note=result.note,
         )
         normalised, thumbnail = result.normalised_map, result.thumbnail
         if self._maps == "npy":

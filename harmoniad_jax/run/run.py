@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from harmoniad_jax.config import Config
-from harmoniad_jax.data.preprocess import Preprocessor
+from harmoniad_jax.data.preprocess import Preprocessor, measure_preprocessor
 from harmoniad_jax.data.records import Dataset, Record
 from harmoniad_jax.devices.mesh import (
     abstract_on,
@@ -105,7 +105,8 @@ def prepare_run(
     Args:
       config: of the run.
       dataset: taken instead of the configured images, which need not be there then.
-      preprocessor: that the run was trained with; None: the one of the settings.
+      preprocessor: that the run was trained with; None: it is measured on the training
+        images.
       for_training: whether its batch and its mesh must fit these devices; else all
         devices there are do the same.
 
@@ -146,9 +147,18 @@ def assemble(
       dataset: None for a run of which no more than shapes is asked.
       encoder: its weights may be shapes too, then.
       mesh: of the run.
-      preprocessor: None: the one of the settings.
+      preprocessor: None: it is measured on the training images.
     """
-    preprocessor = preprocessor or Preprocessor(side=config.data.image_side)
+    if preprocessor is None:
+        preprocessor = measure_preprocessor(
+            dataset.train if dataset else (),
+            side=config.data.image_side,
+            white_level=config.data.white_level,
+            max_megapixels=config.data.max_megapixels,
+        )
+    preprocessor = dataclasses.replace(
+        preprocessor, max_megapixels=config.data.max_megapixels
+    )
     steps = Steps(
         encoder=encoder,
         model=build_model(

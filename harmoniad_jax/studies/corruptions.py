@@ -17,7 +17,8 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from harmoniad_jax.data.images import read_image, read_mask
+from harmoniad_jax.data.images import UNKNOWN_LEVELS, decode, read_mask
+from harmoniad_jax.data.levels import Levels
 from harmoniad_jax.data.records import ImageFile, Record
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -155,12 +156,26 @@ class Condition(NamedTuple):
         return f"{self.corruption}, {self.band} band" if self.band else self.corruption
 
 
-def corrupted(record: Record, name: str, severity: int) -> Record:
+def corrupted(
+    record: Record, name: str, severity: int, levels: Levels = UNKNOWN_LEVELS
+) -> Record:
     """The record with its image corrupted, and its mask where pixels move.
 
     Chance is that of the image's name: every call gives the same image.
+
+    Args:
+      record: to corrupt.
+      name: one of `CORRUPTIONS`.
+      severity: 1 to 5.
+      levels: of the run, for images deeper than 8 bits.
     """
-    make = functools.partial(Corrupted, corruption=name, severity=severity, key=record.key)
+    make = functools.partial(
+        Corrupted,
+        corruption=name,
+        severity=severity,
+        key=record.key,
+        levels=levels,
+    )
     mask = record.mask
     if mask is not None and CORRUPTIONS[name].move:
         mask = make(mask, is_mask=True)
@@ -176,6 +191,7 @@ class Corrupted:
     corruption: str
     severity: int
     key: str
+    levels: Levels = dataclasses.field(repr=False, compare=False)
     is_mask: bool = False
 
     @property
@@ -193,7 +209,7 @@ class Corrupted:
         if self.is_mask:
             pixels = read_mask(self.file).astype(np.uint8)
         else:
-            pixels = read_image(self.file)
+            pixels = np.asarray(decode(self.file, self.levels).image.convert("RGB"))
         if corruption.move:
             motion = corruption.move(*pixels.shape[:2], level, random)
             pixels = moved(pixels, motion, order=0 if self.is_mask else 1)

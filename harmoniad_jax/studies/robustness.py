@@ -182,6 +182,7 @@ def fill_in(
     # Corrupted images are seen once.
     trained = open_trained(workdir, {"cache.evaluation": False})
     run, state = trained.run, trained.state
+    levels = run.preprocessor.levels
     if int(state.step) < run.config.train.num_steps:
         raise UserError(f"{workdir} is not trained to its end; finish it first.")
     if not run.dataset.test:
@@ -201,7 +202,8 @@ def fill_in(
     def under(condition: Condition, severity: int) -> dict[str, float | None]:
         changed = {
             category: [
-                corrupted(record, condition.corruption, severity) for record in found
+                corrupted(record, condition.corruption, severity, levels)
+                for record in found
             ]
             for category, found in records.items()
         }

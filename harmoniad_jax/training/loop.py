@@ -13,6 +13,7 @@ from harmoniad_jax.checkpoints.folders import has_checkpoints
 from harmoniad_jax.checkpoints.store import Checkpoints
 from harmoniad_jax.config import Config
 from harmoniad_jax.data.folder import masks_of
+from harmoniad_jax.data.preprocess import Preprocessor
 from harmoniad_jax.devices.compilation import gigaflops
 from harmoniad_jax.devices.processes import Agreement, is_main
 from harmoniad_jax.errors import UserError
@@ -54,12 +55,13 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
 
 
 def _train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
-    run = prepare_run(config, for_training=True)
+    resumes = has_checkpoints(workdir)
+    preprocessor = _stored_preprocessor(workdir) if resumes else None
+    run = prepare_run(config, preprocessor=preprocessor, for_training=True)
     identity = Identity.of(run, run.dataset.train_fingerprint)
     if run.config.evaluation.report:
         # Better now than after training: a folder of that name that holds other things.
         ReportWriter(workdir / REPORT_FOLDER)
-    resumes = has_checkpoints(workdir)
     reader = None if resumes else image_reader(run)
     if reader is not None and run.config.data.check_images:
         _read_images(run, reader)
@@ -104,6 +106,12 @@ def _train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
                 finished=True,
             )
     return evaluate(trained, workdir)
+
+
+def _stored_preprocessor(workdir: Path) -> Preprocessor:
+    """That of the run to continue: what was measured once holds for all of it."""
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        return checkpoints.read_identity().preprocessor
 
 
 def _read_images(run: Run, reader: ImageReader) -> None:
