@@ -73,6 +73,7 @@ def test_a_row(tmp_path, score, verdict):
         "verdict": verdict,
         "category": "pipe fryum",
         "boxes": "[[1, 2, 3, 4]]",
+        "note": "",
         "error": "",
     }
     assert tuple(row) == COLUMNS

@@ -31,6 +31,7 @@ FREE = (
     "evaluation.streaming",
     "evaluation.report",
     "data.check_images",
+    "data.max_megapixels",
     "encoder.name",
     "train.log_every_steps",
     "train.checkpoint_every_steps",
