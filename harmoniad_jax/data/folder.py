@@ -18,7 +18,8 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from harmoniad_jax.data.images import open_image, read_mask, read_size
+from harmoniad_jax.data.images import open_image, read_size
+from harmoniad_jax.data.mask_files import read_mask
 from harmoniad_jax.data.records import GOOD, Dataset, ImageFile, Record, check_categories
 from harmoniad_jax.errors import UserError, raise_problems
 

@@ -1,7 +1,7 @@
-"""From an image file to pixels, and from a mask file to defective pixels.
+"""From an image file to pixels.
 
-No image changes its size here: `preprocess.py` makes the encoder's input of an image,
-`masks.py` brings masks to the grid of the anomaly maps.
+No image changes its size here: `preprocess.py` makes the encoder's input of an image.
+Masks are read by `mask_files.py`.
 """
 
 import contextlib
@@ -43,25 +43,6 @@ def read_image(file: ImageFile) -> np.ndarray:
     return np.asarray(decode(file).image.convert("RGB"))
 
 
-def read_mask(file: ImageFile) -> np.ndarray:
-    """Decodes a mask file: [H0, W0] bool, upright; True where it is not black.
-
-    Masks hold 255 in some data sets and small class numbers in others, so any value but
-    zero counts. Only JPEG, which smears zeros, is cut at half.
-
-    Raises:
-      UserError: the file is missing, truncated or no image.
-    """
-    image, file_format = _open(file)
-    pixels = np.asarray(image)
-    if image.mode not in ("1", "L") and not image.mode.startswith(("I", "F")):
-        colours = np.asarray(image.convert("RGBA").convert("RGB"))
-        # A palette that is black throughout was never meant to be looked at.
-        pixels = pixels if image.mode == "P" and not colours.any() else colours
-    pixels = pixels if pixels.ndim == 2 else pixels.max(axis=-1)
-    return pixels >= 128 if file_format == "JPEG" else pixels != 0
-
-
 def read_size(path: Path) -> tuple[int, int]:
     """(width, height) in pixels, upright, from the file's header alone.
 
@@ -73,7 +54,7 @@ def read_size(path: Path) -> tuple[int, int]:
             width, height = image.size
             # The base class's method: that of PNG files decodes the whole image.
             orientation = Image.Image.getexif(image).get(EXIF_ORIENTATION)
-    except Exception as error:  # see `_open`
+    except Exception as error:  # see `_reporting`
         raise UserError(f"{path} cannot be read as an image ({error})") from None
     return (height, width) if orientation in EXIF_ON_ITS_SIDE else (width, height)
 
@@ -183,10 +164,14 @@ def is_deep(file: ImageFile) -> bool:
         return True
 
 
-def _open(file: ImageFile) -> tuple[Image.Image, str | None]:
-    """Decodes the first frame of an image file, upright; and the file's format."""
+def open_with_pillow(file: ImageFile) -> Image.Image:
+    """Decodes an image file, upright, as Pillow does, which keeps alpha and `format`.
+
+    Raises:
+      UserError: the file is missing, truncated or no image, or too large.
+    """
     with _reporting(file):
-        return _decode(file.read_bytes())
+        return _decode(file.read_bytes())[0]
 
 
 def _decode(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.ndimage
 
-from harmoniad_jax.data.images import read_mask
+from harmoniad_jax.data.mask_files import read_mask
 from harmoniad_jax.data.records import Record
 
 EIGHT_CONNECTED = np.ones((3, 3), int)

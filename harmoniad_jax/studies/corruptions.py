@@ -17,8 +17,9 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from harmoniad_jax.data.images import UNKNOWN_LEVELS, decode, read_mask
+from harmoniad_jax.data.images import UNKNOWN_LEVELS, decode
 from harmoniad_jax.data.levels import Levels
+from harmoniad_jax.data.mask_files import read_mask
 from harmoniad_jax.data.records import ImageFile, Record
 
 SEVERITIES = (1, 2, 3, 4, 5)

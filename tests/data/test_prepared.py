@@ -13,7 +13,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from harmoniad_jax.data.folder import folder_dataset
-from harmoniad_jax.data.images import read_image, read_mask
+from harmoniad_jax.data.images import read_image
+from harmoniad_jax.data.mask_files import read_mask
 from harmoniad_jax.data.prepared import prepared_dataset
 from harmoniad_jax.data.records import join
 from harmoniad_jax.errors import UserError

@@ -8,7 +8,8 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 from scipy import ndimage
 
-from harmoniad_jax.data.images import read_image, read_mask, read_size
+from harmoniad_jax.data.images import read_image, read_size
+from harmoniad_jax.data.mask_files import read_mask
 from harmoniad_jax.data.masks import resize_mask
 from harmoniad_jax.data.preprocess import Preprocessor
 from harmoniad_jax.errors import UserError

@@ -9,7 +9,7 @@ import pytest
 from run_helpers import changed
 
 from harmoniad_jax.data.folder import folder_dataset
-from harmoniad_jax.data.images import read_mask
+from harmoniad_jax.data.mask_files import read_mask
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.evaluation.evaluate import evaluate_run
 from harmoniad_jax.folders import cache_folder

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 from run_helpers import call_command
 
-from harmoniad_jax.data.images import read_image, read_mask
+from harmoniad_jax.data.images import read_image
+from harmoniad_jax.data.mask_files import read_mask
 from harmoniad_jax.data.records import Record
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.metrics import METRIC_NAMES

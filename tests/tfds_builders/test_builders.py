@@ -25,7 +25,8 @@ from miniatures import (
 from PIL import Image
 
 import tfds_builders
-from harmoniad_jax.data.images import read_image, read_mask
+from harmoniad_jax.data.images import read_image
+from harmoniad_jax.data.mask_files import read_mask
 from harmoniad_jax.data.prepared import prepared_dataset
 from tfds_builders import anomaly_builder
 from tfds_builders.mvtec_ad import mvtec_ad_dataset_builder

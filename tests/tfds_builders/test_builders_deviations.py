@@ -22,7 +22,7 @@ from miniatures import (
 
 import tfds_builders
 from harmoniad_jax.data.folder import folder_dataset
-from harmoniad_jax.data.images import read_mask
+from harmoniad_jax.data.mask_files import read_mask
 from harmoniad_jax.data.prepared import prepared_dataset
 from tfds_builders.anomaly_builder import Counts
 from tfds_builders.mvtec_ad import mvtec_ad_dataset_builder
