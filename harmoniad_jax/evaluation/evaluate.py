@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 RESULTS_FILE = "results.json"
 REPORT_FOLDER = "report"
+# Masks that mark a larger share are likely to mark the background.
+MOST_OF_AN_IMAGE = 0.5
 
 
 def evaluate_run(
@@ -90,7 +92,8 @@ def evaluate(trained: Trained, workdir: Path) -> dict[str, Any]:
       exact, "decisions": what the thresholds achieve, see `decide`, "defect_sizes": how
       well defects of four sizes are found, see `metrics.defect_size_metrics`, at
       thresholds that "pixel_false_positive_rate" of the good pixels exceed, and counts of
-      "lost_masks" and "rescued_defects".
+      "lost_masks" and "rescued_defects", and "covering_masks": category to the median
+      share that its masks mark, where that is more than half.
     """
     run = trained.run
     if trained.calibration and not trained.calibration.fits(run.config.evaluation):
@@ -156,6 +159,11 @@ def _results(trained: Trained, measured: Mapping[str, Measured]) -> dict[str, An
         "defect_sizes": _by_defect_size(run, calibration, measured),
         "lost_masks": sum(one.lost_masks for one in measured.values()),
         "rescued_defects": sum(one.rescued_defects for one in measured.values()),
+        "covering_masks": {
+            name: one.mask_share
+            for name, one in measured.items()
+            if one.mask_share and one.mask_share > MOST_OF_AN_IMAGE
+        },
     }
 
 

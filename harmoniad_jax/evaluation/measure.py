@@ -44,6 +44,7 @@ class Measured(NamedTuple):
       pro_curve: see `metrics.pro_curve`; None where the maps were not kept.
       defects: its defect regions, on the grid of the maps.
       lost_masks, rescued_defects: counts.
+      mask_share: median share of the image that a mask marks; None without masks.
     """
 
     records: Sequence[Record]
@@ -55,6 +56,7 @@ class Measured(NamedTuple):
     defects: Defects
     lost_masks: int
     rescued_defects: int
+    mask_share: float | None
 
 
 def measure(
@@ -83,6 +85,7 @@ def measure(
         defects=defects_of(maps[known], masks[known]),
         lost_masks=int((~known).sum()),
         rescued_defects=rescued,
+        mask_share=_median_share(_shares(masks)),
     )
     return measured, Maps(prediction, masks, known)
 
@@ -91,7 +94,7 @@ def _measure_in_a_stream(
     predictor: Predictor, category: str, records: Sequence[Record], labels: np.ndarray
 ) -> Measured:
     settings = predictor.trained.run.config.evaluation
-    streaming, scores, lost, rescued = StreamingMetrics(), [], 0, 0
+    streaming, scores, shares, lost, rescued = StreamingMetrics(), [], [], 0, 0
     for some, prediction in predictor.batches(records, category):
         masks, known, saved = read_masks(some, settings.map_side, settings.mask_rule)
         streaming.update(
@@ -102,6 +105,7 @@ def _measure_in_a_stream(
             mask_known=known,
         )
         scores.append(prediction.image_scores)
+        shares.append(_shares(masks))
         lost, rescued = lost + int((~known).sum()), rescued + saved
     metrics, bounds = streaming.compute()
     return Measured(
@@ -114,4 +118,15 @@ def _measure_in_a_stream(
         defects=streaming.defects(),
         lost_masks=lost,
         rescued_defects=rescued,
+        mask_share=_median_share(np.concatenate(shares)),
     )
+
+
+def _shares(masks: np.ndarray) -> np.ndarray:
+    """[N, S', S'] bool -> the share of the image that each mask marks; no empty masks."""
+    shares = masks.mean(axis=(1, 2))
+    return shares[shares > 0]
+
+
+def _median_share(shares: np.ndarray) -> float | None:
+    return float(np.median(shares)) if len(shares) else None

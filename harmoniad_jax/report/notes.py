@@ -18,6 +18,12 @@ def notes_on(results: Mapping[str, Any]) -> Iterator[str]:
     ]
     if bounds:
         yield f"Computed in a stream: pixel metrics are off by {max(bounds):.1e} at most."
+    for category, share in results.get("covering_masks", {}).items():
+        yield (
+            f"WARNING: the masks of {category} mark {share:.0%} of an image as defective "
+            "(median). They may be inverted, or have a white background: its pixel metrics "
+            "are wrong then. Save them with white defects on black and evaluate again."
+        )
     if lost := results.get("lost_masks"):
         yield (
             f"{in_words(lost, 'defective image has', 'defective images have')} no mask: "

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
 from run_helpers import assert_bitwise_equal, changed, final_state, rewritten
 
 from harmoniad_jax.checkpoints.store import Checkpoints
@@ -277,3 +278,26 @@ def test_a_lost_mask_is_reported(products, tiny_config, tmp_path, capsys):
     results = train_and_evaluate(config, tmp_path / "run")
     assert results["lost_masks"] == 1
     assert "1 defective image has no mask" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_masks_of_the_background_are_noticed(
+    products, tiny_config, tmp_path, capsys, streaming
+):
+    """Once in training and once in evaluation, with the product and the likely cause."""
+    root = tmp_path / "photos"
+    shutil.copytree(products, root)
+    for path in (root / "tablet" / "ground_truth").rglob("*.png"):
+        ImageOps.invert(Image.open(path).convert("L")).save(path)
+    config = changed(tiny_config, "data", root=str(root))
+    config = changed(config, "train", num_steps=1)
+    config = changed(config, "evaluation", streaming=streaming)
+    results = train_and_evaluate(config, tmp_path / "run")
+    (share,) = results["covering_masks"].values()
+    assert 0.5 < share < 1.0
+    for again in (False, True):
+        if again:
+            evaluate_run(tmp_path / "run")
+        output = capsys.readouterr().out
+        assert output.count(f"the masks of tablet mark {share:.0%} of an image") == 1
+        assert output.count("inverted") == output.count("white background") == 1
