@@ -24,10 +24,11 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tqdm import tqdm
 
-from harmoniad_jax.data.folder import MASK_SUFFIX, is_image
+from harmoniad_jax.data.folder import MASK_SUFFIX
 from harmoniad_jax.data.images import decoded_size
 from harmoniad_jax.data.mask_files import read_mask
 from harmoniad_jax.data.records import GOOD, EncodedImage
+from harmoniad_jax.data.suffixes import is_image
 from harmoniad_jax.errors import UserError
 from tfds_builders.archives import SUFFIXES, FolderTree, Tree, open_archive
 

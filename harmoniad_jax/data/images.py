@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from harmoniad_jax.data.deep import read_deep, stated_depth
 from harmoniad_jax.data.levels import Levels, RawImage
 from harmoniad_jax.data.records import ImageFile
+from harmoniad_jax.data.suffixes import advice_on, is_heif, reads_heif, register_heif
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.words import gigabytes
 
@@ -49,6 +50,8 @@ def read_size(path: Path) -> tuple[int, int]:
     Raises:
       UserError: the file is missing or no image.
     """
+    if is_heif(path.name):
+        register_heif()
     try:
         with Image.open(path) as image:
             width, height = image.size
@@ -148,6 +151,8 @@ def decoded_size(file: ImageFile) -> tuple[int, int]:
 
 def is_deep(file: ImageFile) -> bool:
     """Whether an image is deeper than 8 bits, from its header; True if that is unclear."""
+    if is_heif(file.name):
+        register_heif()
     source = file if isinstance(file, Path) else io.BytesIO(file.read_bytes())
     try:
         with contextlib.ExitStack() as stack:
@@ -177,6 +182,11 @@ def open_with_pillow(file: ImageFile) -> Image.Image:
 def _decode(
     data: bytes, max_megapixels: float = MAX_MEGAPIXELS
 ) -> tuple[Image.Image, str | None]:
+    start = data[:12]
+    if is_heif("", start):  # whatever its name: phones and messengers call it .jpg
+        register_heif()
+        if not reads_heif():
+            raise ValueError(f"unknown format; {advice_on('', start)}")
     with Image.open(io.BytesIO(data)) as image:
         _check(image.size, max_megapixels)
         image.load()
@@ -203,6 +213,8 @@ def _check(size: tuple[int, int], max_megapixels: float) -> None:
 @contextlib.contextmanager
 def _reporting(file: ImageFile) -> Iterator[None]:
     """Turns whatever a decoder raises into one line about the file."""
+    if is_heif(file.name):
+        register_heif()
     try:
         yield
     except UserError:
@@ -211,4 +223,6 @@ def _reporting(file: ImageFile) -> Iterator[None]:
         # Decoders raise anything for what is missing, truncated, absurd or no image;
         # Pillow names the buffer where it knows no format.
         reason = "unknown format" if "BytesIO" in str(error) else error
+        advice = advice_on(file.name)
+        reason = f"{reason}; {advice}" if advice and advice not in str(reason) else reason
         raise UserError(f"{file} cannot be read as an image ({reason})") from None

@@ -51,6 +51,8 @@ class Record:
         mask is lost.
       sha256: of the encoded image, where it is known without reading the image; such an
         image was found readable when its data set was prepared.
+      folder: of the image below that of its defect, such as "day1"; empty where it lies
+        directly in it.
     """
 
     image: ImageFile
@@ -58,6 +60,7 @@ class Record:
     defect: str = GOOD
     mask: ImageFile | None = None
     sha256: str | None = None
+    folder: str = ""
 
     @property
     def is_anomalous(self) -> bool:
@@ -67,7 +70,8 @@ class Record:
     @property
     def key(self) -> str:
         """A name of the image that stays the same when the data set is moved."""
-        return f"{self.category}/{self.defect}/{self.image.name}"
+        parts = (self.category, self.defect, self.folder, self.image.name)
+        return "/".join(part for part in parts if part)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -70,6 +70,7 @@ def join_processes(
     if not is_main():
         # Errors of any process are shown, and what they all do is told once.
         logging.getLogger("harmoniad_jax").setLevel(logging.WARNING)
+        logging.getLogger("harmoniad_jax.data").setLevel(logging.ERROR)
         logging.getLogger("tfds_builders").setLevel(logging.ERROR)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from harmoniad_jax.data.folder import is_image
+from harmoniad_jax.data.suffixes import is_image
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.inference.result import ImageResult
 from harmoniad_jax.inference.trained_model import Query, Question, TrainedModel

@@ -1,16 +1,32 @@
 """Listing a folder in the MVTec layout, and what is said of one that is wrong."""
 
+import logging
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from harmoniad_jax.data import suffixes
 from harmoniad_jax.data.folder import check_images, folder_dataset
+from harmoniad_jax.data.images import read_image, read_size
+from harmoniad_jax.data.mask_files import read_mask
 from harmoniad_jax.data.records import Dataset, Record
 from harmoniad_jax.errors import UserError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
+SUFFIXES = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".webp",
+    ".pgm",
+    ".ppm",
+    ".mpo",
+)
 
 
 def write_image(path, size=(24, 16), mode="RGB"):
@@ -325,6 +341,227 @@ def test_a_flood_of_problems_is_cut_and_counted(root):
     assert "100_mask.png" in message
     assert "116_mask.png" not in message
     assert "and 7 more" in message
+
+
+# Habits of those who make folders.
+
+
+@pytest.mark.parametrize("name", ["Good", "GOOD", "ok", "OK", "Normal", "good ", " Ok"])
+def test_good_folders_are_known_by_several_names(root, name):
+    expected = folder_dataset(root)
+    for part in ("train", "test"):
+        (root / "grid" / part / "good").rename(root / "grid" / part / name)
+    dataset = folder_dataset(root)
+    assert [r.key for r in dataset.train] == [r.key for r in expected.train]
+    assert sorted(r.key for r in dataset.test) == sorted(r.key for r in expected.test)
+    assert [r.is_anomalous for r in dataset.test].count(False) == 2
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_two_good_folders_are_an_error_that_names_both(root, part):
+    write_image(root / "grid" / part / "OK/000.png")
+    message = message_of(root)
+    assert str(root / "grid" / part / "good") in message
+    assert str(root / "grid" / part / "OK") in message
+
+
+def test_an_empty_good_folder_does_not_count(root):
+    (root / "grid/test/OK").mkdir()
+    assert len(folder_dataset(root).test) == 6
+
+
+def test_images_below_a_defect_folder_are_taken_with_their_masks(root):
+    for day in ("day1", "day2"):
+        write_image(root / "grid/test/hole" / day / "000.png")
+        write_mask(root / "grid/ground_truth/hole" / day / "000_mask.png")
+    write_image(root / "grid/test/good/day1/a/000.png")
+    records = [r for r in folder_dataset(root).test if r.category == "grid"]
+    keys = [record.key for record in records]
+    assert keys == [
+        "grid/crack/000.png",
+        "grid/good/000.png",
+        "grid/good/day1/a/000.png",
+        "grid/hole/000.png",
+        "grid/hole/day1/000.png",
+        "grid/hole/day2/000.png",
+    ]
+    for record in records:
+        if record.is_anomalous:
+            below = record.image.parent.relative_to(root / "grid/test")
+            assert record.mask.parent == root / "grid/ground_truth" / below
+
+
+def test_a_link_that_leads_back_is_not_followed(root):
+    (root / "grid/test/hole/again").symlink_to(root / "grid/test/hole")
+    assert len(folder_dataset(root).test) == 6
+
+
+@pytest.mark.parametrize("place", ["train", "test", "ground_truth"])
+def test_images_directly_in_a_part_are_an_error(root, place):
+    write_image(root / "grid" / place / "IMG_1.png")
+    message = message_of(root)
+    assert "IMG_1.png lies directly in" in message
+    assert str(root / "grid" / place) in message
+    assert f"images belong into {place}/" in message
+
+
+def test_two_images_of_one_name_and_one_mask_are_an_error(root):
+    write_image(root / "grid/test/hole/000.jpg")
+    message = message_of(root)
+    assert str(root / "grid/test/hole/000.jpg") in message
+    assert str(root / "grid/test/hole/000.png") in message
+    assert str(root / "grid/ground_truth/hole/000_mask.png") in message
+
+
+def test_two_images_of_one_name_are_fine_without_masks(root):
+    (root / "grid/ground_truth/hole/000_mask.png").unlink()
+    write_image(root / "grid/test/hole/000.jpg")
+    assert len(folder_dataset(root).test) == 7
+
+
+def test_a_folder_of_masks_is_their_union(root):
+    place = root / "grid/ground_truth/hole"
+    (place / "000_mask.png").unlink()
+    first = write_mask(place / "000/0.png")
+    other = np.zeros((16, 24), np.uint8)
+    other[10:12] = 255
+    Image.fromarray(other).save(place / "000/1.png")
+    (record,) = [r for r in folder_dataset(root, ("grid",)).test if r.defect == "hole"]
+    np.testing.assert_array_equal(read_mask(record.mask), read_mask(first) | (other > 0))
+    check_images([record])
+    assert hash(record) is not None
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [("000/0.png", "are masks of the same image"), ("7/0.png", "has no image")],
+)
+def test_a_folder_of_masks_that_is_one_too_many(root, extra, said):
+    path = write_mask(root / "grid/ground_truth/hole" / extra)
+    message = message_of(root)
+    assert said in message
+    assert str(path.parent) in message
+
+
+def test_masks_of_a_folder_have_the_shape_of_the_image(root):
+    (root / "grid/ground_truth/hole/000_mask.png").unlink()
+    path = write_mask(root / "grid/ground_truth/hole/000/0.png", (16, 24))
+    assert f"mask {path} is 16 x 24 px" in message_of(root)
+
+
+def test_a_mask_of_two_images_is_an_error(root):
+    """ground_truth/hole/a/0.png is of test/hole/a.png or of test/hole/a/0.png."""
+    write_image(root / "grid/test/hole/a.png")
+    write_image(root / "grid/test/hole/a/0.png")
+    path = write_mask(root / "grid/ground_truth/hole/a/0.png")
+    message = message_of(root)
+    assert f"{path} may be a mask of" in message
+    assert str(root / "grid/test/hole/a.png") in message
+
+
+# Photos that are passed over, and say so.
+
+
+@pytest.fixture
+def warnings_of(listen):
+    def warnings(root):
+        take = listen(logging.WARNING)
+        folder_dataset(root)
+        return take()
+
+    return warnings
+
+
+@pytest.mark.parametrize("place", ["train/good", "test/good", "test/hole/day1"])
+@pytest.mark.parametrize("suffix", [".CR2", ".jxl", ".dng"])
+def test_photos_that_cannot_be_read_are_counted_and_named(root, warnings_of, place, suffix):
+    for index in range(5):
+        (root / "grid" / place).mkdir(exist_ok=True)
+        (root / "grid" / place / f"{index}{suffix}").write_bytes(b"raw")
+    (warning,) = warnings_of(root)
+    assert "5 photos cannot be read and are left out" in warning
+    assert f"0{suffix}, 1{suffix}, 2{suffix} and 2 more" in warning
+    assert "save it as PNG" in warning
+
+
+def test_heic_without_the_plugin_is_named_with_what_to_install(
+    root, warnings_of, monkeypatch
+):
+    monkeypatch.setattr(suffixes, "reads_heif", lambda: False)
+    (root / "grid/test/hole/000.png").rename(root / "grid/test/hole/000.HEIC")
+    (warning,) = warnings_of(root)
+    assert "1 photo cannot be read and is left out: 000.HEIC" in warning
+    assert "pip install pillow-heif" in warning
+
+
+def test_heic_with_the_plugin_is_read(root, monkeypatch):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pixels = np.full((16, 24, 3), 90, np.uint8)
+    path = root / "grid/train/good/002.HEIC"
+    pillow_heif.from_pillow(Image.fromarray(pixels)).save(path, format="HEIF")
+    (record,) = [r for r in folder_dataset(root).train if r.image == path]
+    check_images([record])
+    np.testing.assert_allclose(read_image(path), 90, atol=3)
+    assert read_size(path) == (24, 16)
+
+
+@pytest.mark.parametrize(
+    ("place", "named"),
+    [
+        ("grid/train/bad/0.png", "train/bad"),
+        ("grid/validation/good/0.png", "validation"),
+        ("grid/0.png", "grid"),
+        ("0.png", "products"),
+    ],
+)
+def test_images_without_a_place_are_named(root, warnings_of, place, named):
+    write_image(root / place)
+    (warning,) = warnings_of(root)
+    assert "1 image is not used: 0.png" in warning
+    assert f"{named}: " in warning
+
+
+@pytest.mark.parametrize("name", ["Test", "TEST", "Ground Truth", "groundtruth"])
+def test_a_part_that_is_misspelt_is_an_error(root, name):
+    write_image(root / "bottle" / name / "hole/0.png")
+    message = message_of(root)
+    assert f"{root / 'bottle' / name} is not read; rename it to" in message
+
+
+def test_a_right_layout_is_no_reason_for_a_warning(root, warnings_of):
+    assert warnings_of(root) == []
+
+
+@pytest.fixture
+def closed(monkeypatch):
+    """A function that takes away the right to list a folder, also from root."""
+    shut = set()
+    listed = Path.iterdir
+
+    def iterdir(folder):
+        if folder in shut:
+            raise PermissionError(13, "Permission denied", str(folder))
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    return shut.add
+
+
+@pytest.mark.parametrize("place", ["grid/test/hole", "grid/train", "grid/ground_truth"])
+def test_a_folder_that_may_not_be_read_is_an_error(root, closed, place):
+    closed(root / place)
+    assert f"{root / place} may not be read; change its permissions" in message_of(root)
+
+
+def test_a_category_that_may_not_be_read_is_named(root, closed, warnings_of):
+    closed(root / "grid")
+    (warning,) = warnings_of(root)
+    assert f"{root / 'grid'} may not be read" in warning
+
+
+def test_a_root_that_may_not_be_read(root, closed):
+    closed(root)
+    assert "may not be read" in message_of(root)
 
 
 # Files that cannot be read.
