@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from harmoniad_jax.data.suffixes import is_image
+from harmoniad_jax.data.suffixes import looks_like_photo
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.inference.result import ImageResult
 from harmoniad_jax.inference.trained_model import Query, Question, TrainedModel
@@ -48,8 +48,7 @@ def predict_files(
       workdir: folder of a finished run.
       source: an image file, a folder (with all images below it), or a glob.
       output: folder to write to.
-      category: product class of all images. If None, that whose name is a folder of an
-        image's path below `source`, if there is one, or the only one of the run.
+      category: product class of all images. If None, see `guess_category`.
       false_positive_rate, threshold: see `TrainedModel.predict`.
       maps, map_size, overlays, overwrite: see `PredictionWriter`.
       encoder, white_level: see `TrainedModel`.
@@ -60,15 +59,17 @@ def predict_files(
     Raises:
       UserError: no images, no trained model, or nowhere to write.
     """
-    files, names = _inputs(source, output)
+    files, names, base = _inputs(source, output)
     writer = PredictionWriter(
         output, maps=maps, map_size=map_size, overlays=overlays, overwrite=overwrite
     )
     model = TrainedModel(workdir, encoder=encoder, white_level=white_level)
     queries = [
-        Query(file, category or guess_category(name, model.categories))
+        Query(file, category or guess_category(name, model.categories, base))
         for file, name in zip(files, names, strict=True)
     ]
+    if not category:
+        _say_whose_folder(model, base, names)
     _say_whose_thresholds(model, queries, threshold)
     thumbnail_side = OVERLAY_SIDE if overlays else 0
     question = Question(false_positive_rate, threshold, thumbnail_side)
@@ -79,8 +80,8 @@ def predict_files(
     return counts[UNREADABLE]
 
 
-def _inputs(source: str, output: Path) -> tuple[list[Path], list[PurePosixPath]]:
-    """The image files to judge, and what each is called in the output.
+def _inputs(source: str, output: Path) -> tuple[list[Path], list[PurePosixPath], Path]:
+    """The image files to judge, what each is called in the output, and from which folder.
 
     Raises:
       UserError: there are none.
@@ -90,7 +91,18 @@ def _inputs(source: str, output: Path) -> tuple[list[Path], list[PurePosixPath]]
     files = [file for file in files if not file.resolve().is_relative_to(output.resolve())]
     if not files:
         raise UserError(f"--input={source} holds no images but those below --output.")
-    return files, [PurePosixPath(file.relative_to(base).as_posix()) for file in files]
+    names = [PurePosixPath(file.relative_to(base).as_posix()) for file in files]
+    return files, names, base
+
+
+def _say_whose_folder(
+    model: TrainedModel, base: Path, names: Sequence[PurePosixPath]
+) -> None:
+    """Prints the product that is taken from the folder of --input, and of how many."""
+    found = guess_category(PurePosixPath("image"), model.categories, base)
+    count = sum(guess_category(name, model.categories) is None for name in names)
+    if found and count and len(model.categories) > 1:
+        print(f"{in_words(count, 'image', 'images')} in {base}: taken as {found}.")
 
 
 def _say_whose_thresholds(
@@ -174,8 +186,7 @@ def find_files(source: str) -> tuple[list[Path], Path]:
     if len(os.fsencode(source)) > LONGEST_PATH or "\0" in source:
         files, base = [], path
     elif path.is_dir():
-        files = [file for file in path.rglob("*") if is_image(file) and file.is_file()]
-        base = path
+        files, base = photos_below(path), path
     elif path.is_file():
         files, base = [path], path.parent
     else:
@@ -190,10 +201,49 @@ def find_files(source: str) -> tuple[list[Path], Path]:
     return sorted(files), base
 
 
-def guess_category(name: PurePosixPath, categories: Sequence[str]) -> str | None:
-    """The only category, or that which a folder of the path is called, if just one is."""
+def photos_below(folder: Path) -> list[Path]:
+    """All that looks like a photo in a folder or below it, and folders that are closed.
+
+    They are all returned, so that each of them gets a row: one with an error, if it cannot
+    be read. Links to folders are followed, but for those that lead back.
+    """
+    found: list[Path] = []
+
+    def note(error: OSError) -> None:
+        found.append(Path(error.filename))
+
+    for place, folders, names in os.walk(folder, onerror=note, followlinks=True):
+        here = Path(place).resolve()
+        above = {here, *here.parents}
+        folders[:] = [name for name in folders if Path(place, name).resolve() not in above]
+        files = (Path(place, name) for name in names)
+        found += [file for file in files if looks_like_photo(file) and file.is_file()]
+    return found
+
+
+def guess_category(
+    name: PurePosixPath, categories: Sequence[str], base: Path | None = None
+) -> str | None:
+    """The product class of an image: the only one, or one that a folder is called.
+
+    Args:
+      name: path of the image below `base`. If just one class is a folder of it, that one.
+      categories: of the run.
+      base: that --input named. If no class is a folder of `name`, the last folder of `base`
+        that is called as a class.
+    """
     if len(categories) == 1:
         return categories[0]
     folders = "/".join(["", *name.parts[:-1], ""])
     found = [category for category in categories if f"/{category}/" in folders]
-    return found[0] if len(found) == 1 else None
+    if found or base is None:
+        return found[0] if len(found) == 1 else None
+    # The name of "." is that of the folder which it stands for.
+    parts = [*base.parts[:-1], base.resolve().name]
+    while parts:
+        path = "/".join(["", *parts])
+        found = [category for category in categories if path.endswith(f"/{category}")]
+        if found:
+            return max(found, key=len)
+        parts.pop()
+    return None

@@ -15,6 +15,7 @@ from predict_helpers import files_of, ignore_pillow, rows_of, write_image
 from run_helpers import call_command
 from tqdm import tqdm
 
+from harmoniad_jax.data import suffixes
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.inference import files as module
 from harmoniad_jax.inference.files import find_files, guess_category, predict_files
@@ -111,6 +112,85 @@ def test_the_category_is_a_folder_of_the_path(name, category):
 
 def test_of_a_single_category_every_image_is():
     assert guess_category(PurePosixPath("today/a.png"), ("tablet",)) == "tablet"
+
+
+@pytest.mark.parametrize(
+    ("base", "name", "category"),
+    [
+        ("photos/tablet", "a.png", "tablet"),
+        ("photos/tablet", "day1/a.png", "tablet"),
+        ("photos/tablet/today", "a.png", "tablet"),
+        ("tablet/fabric", "a.png", "fabric"),
+        ("data/visa/pcb1", "a.png", "visa/pcb1"),
+        # What is nearer to the image counts, and two of equal right are none.
+        ("photos/tablet", "fabric/a.png", "fabric"),
+        ("photos/tablet", "tablet/fabric/a.png", None),
+        ("photos/Tablet", "a.png", None),
+        ("photos/tablets", "a.png", None),
+        ("photos/pcb1", "a.png", None),
+        ("photos", "a.png", None),
+    ],
+)
+def test_the_folder_of_the_input_may_be_a_category(base, name, category):
+    categories = ("fabric", "tablet", "visa/pcb1")
+    assert guess_category(PurePosixPath(name), categories, Path(base)) == category
+
+
+def test_the_current_folder_may_be_a_category(tmp_path, monkeypatch):
+    (tmp_path / "tablet").mkdir()
+    monkeypatch.chdir(tmp_path / "tablet")
+    found = guess_category(PurePosixPath("a.png"), ("fabric", "tablet"), Path())
+    assert found == "tablet"
+
+
+@pytest.mark.parametrize("source", ["tablet", "tablet/a.png", "tablet/*.png"])
+def test_images_of_the_folder_of_a_product_are_of_it(predict, tmp_path, capsys, source):
+    write_image(tmp_path / "photos/tablet/a.png")
+    predict(tmp_path / "photos" / source, tmp_path / "out")
+    (row,) = rows_of(tmp_path / "out")
+    assert row["category"] == "tablet"
+    said = capsys.readouterr().out
+    assert "1 image in" in said and "taken as tablet" in said
+    assert "not known" not in said
+
+
+@pytest.mark.parametrize("name", ["a.HEIC", "b.cr2", "sub/c.jxl", "d.mpo"])
+def test_what_looks_like_a_photo_has_a_row(predict, photos, tmp_path, name):
+    (photos / name).write_bytes(b"no photo that is read")
+    assert predict(photos, tmp_path / "out") == 1
+    row = {row["path"]: row for row in rows_of(tmp_path / "out")}[name]
+    assert f"{photos / name} cannot be read" in row["error"]
+    assert row["verdict"] == ""
+
+
+def test_heic_without_its_plugin_is_explained_whatever_its_name(
+    predict, photos, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(suffixes, "reads_heif", lambda: False)
+    (photos / "iphone.jpg").write_bytes(b"\0\0\0\x18ftypheic")
+    predict(photos, tmp_path / "out")
+    row = {row["path"]: row for row in rows_of(tmp_path / "out")}["iphone.jpg"]
+    assert "pip install pillow-heif" in row["error"]
+
+
+def test_a_folder_that_may_not_be_listed_has_a_row(predict, photos, tmp_path, monkeypatch):
+    scandir = os.scandir
+
+    def closed(folder):
+        if Path(folder) == photos / "sub/tablet":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    assert predict(photos, tmp_path / "out") == 1
+    row = {row["path"]: row for row in rows_of(tmp_path / "out")}["sub/tablet"]
+    assert "cannot be read" in row["error"]
+
+
+def test_links_to_folders_are_followed(photos, tmp_path):
+    write_image(tmp_path / "elsewhere/d.png")
+    (photos / "link").symlink_to(tmp_path / "elsewhere")
+    assert "link/d.png" in names_found(photos)[0]
 
 
 # What is written.
