@@ -98,21 +98,42 @@ class Dataset:
         names = "\n".join(record.key for record in self.train)
         return hashlib.sha256(names.encode()).hexdigest()
 
-    def hold_out(self, share: float) -> "Dataset":
+    def hold_out(
+        self, share: float, first: Mapping[Record, Record] | None = None
+    ) -> "Dataset":
         """Moves a share of each category's training images to `held_out`.
 
         They are taken evenly over the order of their names, at least one of two or more.
+        Copies count once and stay together: all are held out, or all are trained on. But a
+        category keeps an image to train on, even if it is a copy.
+
+        Args:
+          share: of the images.
+          first: each copy to the first record of the same image; none if None.
         """
+        first = first or {}
         by_category: dict[str, list[Record]] = {}
         for record in self.train:
-            by_category.setdefault(record.category, []).append(record)
-        held: set[Record] = set()
+            records = by_category.setdefault(record.category, [])
+            if first.get(record, record) == record:
+                records.append(record)
+        chosen: set[Record] = set()
         for records in by_category.values():
+            # A category of nothing but copies of another one's images has no records.
             count = min(max(round(share * len(records)), share > 0), len(records) - 1)
             # The middles of `count` equal parts.
-            held |= {
+            chosen |= {
                 records[(2 * i + 1) * len(records) // (2 * count)] for i in range(count)
             }
+        for category in by_category:
+            images = {
+                first.get(record, record)
+                for record in self.train
+                if record.category == category
+            }
+            if images <= chosen:
+                chosen.remove(min(images, key=lambda record: record.key))
+        held = {record for record in self.train if first.get(record, record) in chosen}
         return dataclasses.replace(
             self,
             train=[record for record in self.train if record not in held],

@@ -4,6 +4,7 @@ Everything that can be wrong is found here, cheapest first, before anything heav
 """
 
 import dataclasses
+import logging
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from harmoniad_jax.config import Config
+from harmoniad_jax.data.copies import copies, first_of
 from harmoniad_jax.data.preprocess import Preprocessor, measure_preprocessor
 from harmoniad_jax.data.records import Dataset, Record
 from harmoniad_jax.devices.mesh import (
@@ -22,7 +24,7 @@ from harmoniad_jax.devices.mesh import (
     shardings_of,
     split_over_model,
 )
-from harmoniad_jax.devices.processes import available_cores, main_first, together
+from harmoniad_jax.devices.processes import available_cores, is_main, main_first, together
 from harmoniad_jax.errors import UserError, raise_problems
 from harmoniad_jax.model.encoders.encoder import (
     Encoder,
@@ -41,6 +43,9 @@ from harmoniad_jax.steps.network import build_model
 from harmoniad_jax.steps.optimizer import make_optimizer
 from harmoniad_jax.steps.state import TrainState, create_state
 from harmoniad_jax.steps.step import Steps
+from harmoniad_jax.words import in_words
+
+logger = logging.getLogger(__name__)
 
 UNTRAINED = "untrained"
 UNTRAINED_IMAGE_SIDE = 128
@@ -118,7 +123,7 @@ def prepare_run(
     )
     if dataset is None:
         dataset = main_first(lambda: open_dataset(config))
-        dataset = dataset.hold_out(config.calibration.holdout)
+        dataset = _hold_out(dataset, config.calibration.holdout)
     encoder = load_encoder(
         description,
         image_side=config.data.image_side,
@@ -131,6 +136,31 @@ def prepare_run(
     )
     mesh = make_mesh(config.sharding if for_training else None)
     return assemble(config, dataset, encoder, mesh, preprocessor)
+
+
+def _hold_out(dataset: Dataset, share: float) -> Dataset:
+    """Holds good images out, copies together, and says how many copies there are."""
+    groups = together(lambda: copies([*dataset.train, *dataset.test]))
+    train = set(dataset.train)
+    tested = [[r for r in group if r not in train] for group in groups if group[0] in train]
+    again = sum(len(records) for records in tested)
+    extra = sum(max(sum(r in train for r in group) - 1, 0) for group in groups)
+    if extra and is_main():
+        logger.info(
+            "%s: held out or trained on together with the original",
+            in_words(extra, "training image is a copy", "training images are copies"),
+        )
+    if again and is_main():
+        example = next(records for records in tested if records)[0]
+        logger.warning(
+            "%s, such as %s: metrics are too good",
+            in_words(
+                *(again, "test image is a copy of a training image"),
+                "test images are copies of training images",
+            ),
+            example.key,
+        )
+    return dataset.hold_out(share, first_of(groups))
 
 
 def assemble(
