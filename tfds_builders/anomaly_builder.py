@@ -21,16 +21,15 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 from tqdm import tqdm
 
-from harmoniad_jax.data.folder import MASK_SUFFIX
+from harmoniad_jax.data.folder import MASK_SUFFIX, other_aspect, same_aspect
 from harmoniad_jax.data.images import decoded_size
-from harmoniad_jax.data.mask_files import read_mask
+from harmoniad_jax.data.mask_files import encode_mask, read_mask
 from harmoniad_jax.data.records import GOOD, EncodedImage
 from harmoniad_jax.data.suffixes import is_image
 from harmoniad_jax.errors import UserError
-from tfds_builders.archives import SUFFIXES, FolderTree, Tree, open_archive
+from tfds_builders.archives import SUFFIXES, FolderTree, Tree, open_archive, plain_name
 
 logger = logging.getLogger(__name__)
 
@@ -270,13 +269,16 @@ def data_folders(builder: type[AnomalyBuilder], manual_dir: Path) -> list[Path]:
 def data_archives(builder: type[AnomalyBuilder], manual_dir: Path) -> list[Path]:
     """The archives of a data set in a manual directory, the whole one first."""
     folders = (manual_dir, manual_dir / builder.name)
-    files = {
-        path.name.lower(): path
+    paths = [
+        path
         for folder in folders
         if folder.is_dir()
         for path in sorted(folder.iterdir())
         if path.is_file()
-    }
+    ]
+    # Copies such as "a (1).zip" are taken where the file itself is not there.
+    files = {plain_name(path.name): path for path in reversed(paths)}
+    files |= {path.name.lower(): path for path in paths}
     names = (
         (stem + suffix).lower() for stem in builder.archive_stems() for suffix in SUFFIXES
     )
@@ -301,10 +303,13 @@ def examples_by_folder(
       tree: where to look.
       categories: names of their folders.
       good: name of the folder of defect-free images.
+
+    Raises:
+      UserError: two masks of one image, or two images of one mask.
     """
     names = "|".join(map(re.escape, categories))
     layout = re.compile(f"(?:.*/)?({names})/(train|test|ground_truth)/([^/]+)/([^/]+)")
-    images, masks = [], {}
+    images, masks, masked = [], {}, {}
     for name in tree.names:
         match = layout.fullmatch(name)
         if match is None or not is_image(PurePosixPath(name)):
@@ -312,10 +317,26 @@ def examples_by_folder(
         category, split, defect, file = match.groups()
         stem = PurePosixPath(file).stem
         if split == "ground_truth":
-            masks[category, defect, MASK_SUFFIX.sub("", stem)] = Entry(tree, name)
+            key = (category, defect, MASK_SUFFIX.sub("", stem))
+            if key in masks and defect != good:
+                raise UserError(
+                    f"{tree.path}: {masks[key].path!r} and {name!r} are masks of the same "
+                    "image; remove one, or download the data set again."
+                )
+            masks[key] = Entry(tree, name)
         elif split == "test" or defect == good:
             path = name[match.start(1) :]
             images.append((category, split, defect, stem, name, path))
+    for category, split, defect, stem, name, _ in images:
+        key = (category, defect, stem)
+        if split == "train" or defect == good or key not in masks:
+            continue
+        if key in masked:
+            raise UserError(
+                f"{tree.path}: {masks[key].path!r} may be a mask of {masked[key]!r} and of "
+                f"{name!r}; remove one, or download the data set again."
+            )
+        masked[key] = name
     return [
         Example(
             category,
@@ -339,14 +360,20 @@ def _read(example: Example) -> dict[str, Any]:
     """The features of an example.
 
     Raises:
-      UserError: an image or mask is damaged.
+      UserError: an image or mask is damaged, or they differ in shape.
     """
     encoded = example.image.read()
     width, height = decoded_size(encoded)
     if example.mask is None:
         mask = _empty_mask(height, width)
     else:
-        mask = _encode_mask(read_mask(example.mask.read()))
+        encoded_mask = example.mask.read()
+        pixels = read_mask(encoded_mask)
+        size, mask_size = (width, height), pixels.shape[::-1]
+        if not same_aspect(size, mask_size):
+            problem = other_aspect(encoded, size, encoded_mask, mask_size)
+            raise UserError(f"{problem}; download the data set again.")
+        mask = encode_mask(pixels)
     return {
         "image": io.BytesIO(encoded.data),
         "mask": io.BytesIO(mask),
@@ -357,13 +384,6 @@ def _read(example: Example) -> dict[str, Any]:
     }
 
 
-def _encode_mask(mask: np.ndarray) -> bytes:
-    """[H0, W0] bool -> PNG of 0 and 255."""
-    buffer = io.BytesIO()
-    Image.fromarray(mask.astype(np.uint8) * 255).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 @functools.lru_cache(maxsize=64)
 def _empty_mask(height: int, width: int) -> bytes:
-    return _encode_mask(np.zeros((height, width), bool))
+    return encode_mask(np.zeros((height, width), bool))

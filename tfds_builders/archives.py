@@ -10,6 +10,7 @@ import bz2
 import gzip
 import lzma
 import os
+import re
 import stat
 import tarfile
 import tempfile
@@ -32,6 +33,13 @@ DECOMPRESSORS = {
 }
 SUFFIXES = (".tar", *DECOMPRESSORS, ".zip")
 COPY_BYTES = 1 << 20
+# What browsers and file managers add to the name of a second download or a copy, before any
+# of its suffixes: "a (1).tar.xz", "a.tar - Copy.xz", "a copy 2.zip", "Copy of a.zip".
+COPY_MARKS = re.compile(
+    r"^(?:copy of|kopie von|copie de|copia de) +"
+    r"|(?: ?\(\d+\)| ?\[\d+\]| \([^()]*copy\)| +- +(?:copy|kopie|copie|copia)"
+    r"|[ _-]copy(?: \d+)?)+(?=\.|$)"
+)
 # No image of the data sets comes near it; a larger entry is an attack or a mistake.
 LARGEST_ENTRY = 1 << 29
 # What the readers raise for archives that are truncated, corrupted or no archives.
@@ -119,7 +127,8 @@ class TarTree(Tree):
     def __init__(self, path: Path, temporary: Path):
         """Opens an archive; what it has to decompress goes to the folder `temporary`."""
         self.path = path
-        suffix = next((s for s in DECOMPRESSORS if path.name.lower().endswith(s)), None)
+        name = plain_name(path.name)
+        suffix = next((s for s in DECOMPRESSORS if name.endswith(s)), None)
         self._file = path.open("rb") if suffix is None else _decompress(path, temporary)
         try:
             self._places = dict(self._entries())
@@ -143,8 +152,8 @@ class TarTree(Tree):
                     raise UserError(_damaged(self.path, f"{member.name!r} has no size"))
                 if member.offset_data + member.size > end:
                     raise UserError(_damaged(self.path, f"it ends within {member.name!r}"))
-                if not _hidden(member.name):
-                    yield _tidy(member.name), (member.offset_data, member.size)
+                if not _hidden(name := _tidy(member.name)):
+                    yield name, (member.offset_data, member.size)
             # `tarfile` takes a spoilt header, or the end of an archive that was cut between
             # two files, for the end. The true one is a block of zeros.
             block = os.pread(self._file.fileno(), tarfile.BLOCKSIZE, archive.offset)
@@ -181,13 +190,13 @@ class ZipTree(Tree):
         """Name of every file, and where it is."""
         for entry in self._archive.infolist():
             _check_name(self.path, entry.filename)
-            if entry.is_dir():
+            if entry.filename.endswith(("/", "\\")):
                 continue
             if stat.S_ISLNK(entry.external_attr >> 16):
                 raise _refused(self.path, f"{entry.filename!r} is a link")
             _check_size(self.path, entry.filename, entry.file_size)
-            if not _hidden(entry.filename):
-                yield _tidy(entry.filename), entry
+            if not _hidden(name := _tidy(entry.filename)):
+                yield name, entry
 
     def read(self, name: str) -> bytes:
         try:
@@ -216,6 +225,11 @@ def _zip_entries(path: Path) -> int | None:
     return None if count == 0xFFFF else count
 
 
+def plain_name(name: str) -> str:
+    """The name of an archive in lower case, without what marks a copy."""
+    return COPY_MARKS.sub("", name.lower())
+
+
 def open_archive(path: Path, temporary: Path) -> Tree:
     """Opens an archive by its suffix, one of `SUFFIXES`.
 
@@ -238,7 +252,8 @@ def open_archive(path: Path, temporary: Path) -> Tree:
 
 def _decompress(path: Path, temporary: Path) -> IO[bytes]:
     """The content of a compressed file as a nameless temporary file."""
-    suffix = next(s for s in DECOMPRESSORS if path.name.lower().endswith(s))
+    name = plain_name(path.name)
+    suffix = next(s for s in DECOMPRESSORS if name.endswith(s))
     target = tempfile.TemporaryFile(dir=temporary)
     try:
         with (
@@ -292,8 +307,8 @@ def _damaged(path: Path, reason: object) -> str:
 
 
 def _tidy(name: str) -> str:
-    """a/b for ./a//b"""
-    return str(PurePosixPath(name))
+    """a/b for ./a//b, and for a\\b, which some programs on Windows write."""
+    return str(PurePosixPath(name.replace("\\", "/")))
 
 
 def _hidden(name: str) -> bool:

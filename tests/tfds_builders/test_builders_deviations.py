@@ -1,6 +1,7 @@
 """Copies that deviate from what was published: in files, counts, masks and splits."""
 
 import logging
+import zipfile
 
 import numpy as np
 import pytest
@@ -175,6 +176,94 @@ def test_other_data_sets_in_the_same_manual_folder_are_left_alone(tmp_path):
     for name, draw in MINIATURES.items():
         prepare(name, manual, tmp_path)
         assert_prepared(draw(), tmp_path)
+
+
+MASK = "bottle/ground_truth/cut/000"
+
+
+@pytest.mark.parametrize("archive", [False, True])
+@pytest.mark.parametrize(
+    ("added", "named"),
+    [
+        (f"{MASK}.png", (f"{MASK}.png", f"{MASK}_mask.png")),
+        ("bottle/test/cut/000.jpg", (f"{MASK}_mask.png", "cut/000.jpg", "cut/000.png")),
+    ],
+)
+def test_what_cannot_be_paired_is_refused(tmp_path, archive, added, named):
+    """Two masks of one image, and two images of one mask."""
+    files = {**mvtec().files, added: draw_image(added, (20, 16), "L")}
+    if archive:
+        write_zip(files, tmp_path / "manual/mvtec_anomaly_detection.zip")
+    else:
+        write_folder(files, tmp_path / "manual")
+    message = error_of("mvtec_ad", tmp_path / "manual", tmp_path / "data")
+    assert all(name in message for name in named)
+
+
+def test_a_mask_of_another_shape_than_its_image_is_refused(tmp_path):
+    name = f"{MASK}_mask.png"
+    files = {**mvtec().files, name: encode(np.eye(20, 16, dtype=bool), "PNG")}
+    write_zip(files, tmp_path / "manual/mvtec_anomaly_detection.zip")
+    message = error_of("mvtec_ad", tmp_path / "manual", tmp_path / "data")
+    assert name in message and "bottle/test/cut/000.png" in message
+    assert "16 x 20 px" in message and "20 x 16 px" in message
+
+
+def test_a_mask_of_another_resolution_is_fine(tmp_path):
+    mask = np.zeros((32, 40), bool)
+    mask[4:8] = True
+    files = {**mvtec().files, f"{MASK}_mask.png": encode(mask, "PNG")}
+    write_folder(files, tmp_path / "manual")
+    prepare("mvtec_ad", tmp_path / "manual", tmp_path)
+    found = {r.path: r.mask for r in drawn_records("mvtec_ad", tmp_path)}
+    np.testing.assert_array_equal(found["bottle/test/cut/000.png"], mask)
+
+
+# Names that browsers, file managers and Windows make.
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mvtec_anomaly_detection (1).zip",
+        "mvtec_anomaly_detection(2).tar.xz",
+        "mvtec_anomaly_detection.tar (1).xz",
+        "mvtec_anomaly_detection copy.tar.xz",
+        "mvtec_anomaly_detection copy 2.tar",
+        "mvtec_anomaly_detection - Copy.tar.gz",
+        "mvtec_anomaly_detection.tar - Copy (3).gz",
+        "mvtec_anomaly_detection - Kopie.zip",
+        "mvtec_anomaly_detection (another copy).zip",
+        "mvtec_anomaly_detection[1].zip",
+        "Copy of MVTec_anomaly_detection.zip",
+    ],
+)
+def test_a_second_download_or_a_copy_is_read(tmp_path, name):
+    write = write_zip if name.endswith("zip") else write_tar
+    write(mvtec().files, tmp_path / "manual" / name, top="mvtec_anomaly_detection/")
+    prepare("mvtec_ad", tmp_path / "manual", tmp_path)
+    assert_prepared(mvtec(), tmp_path)
+
+
+def test_the_archive_itself_comes_before_its_copies(tmp_path):
+    for name in ("mvtec_anomaly_detection (1).zip", "copy of mvtec_anomaly_detection.zip"):
+        (tmp_path / name).write_bytes(b"spoilt")
+    write_zip(mvtec().files, tmp_path / "mvtec_anomaly_detection.zip")
+    prepare("mvtec_ad", tmp_path, tmp_path / "data")
+    assert_prepared(mvtec(), tmp_path / "data")
+
+
+@pytest.mark.parametrize("draw", [mvtec, visa, btad])
+def test_a_zip_whose_names_have_backslashes_is_read(tmp_path, draw):
+    """Some programs on Windows write them, also for folders."""
+    path = tmp_path / f"{tfds_builders.BUILDERS[draw().name].ARCHIVES[0]}.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in {"bottle/": b"", **draw().files}.items():
+            entry = zipfile.ZipInfo("x")
+            entry.filename = f"{draw().top}/{name}".replace("/", "\\")
+            archive.writestr(entry, content)
+    prepare(draw().name, tmp_path, tmp_path / "data")
+    assert_prepared(draw(), tmp_path / "data")
 
 
 # Splits of VisA that are not as published.
