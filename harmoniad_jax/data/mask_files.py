@@ -30,14 +30,13 @@ LOSSLESS_TIFF = frozenset(
 )
 # Of 255. A lossy file adds that much noise to black, and smaller numbers are lost in it.
 NOISE = 16
-# What makes shades: so many values below half, of which so few pixels lie in the middle of
-# nine of one value. Class numbers fill regions; shades and noise never do.
+# Fewer values below half of the largest are class numbers.
 SHADES = 3
-SOLID_SHARE = 0.1
+EIGHT_CONNECTED = np.ones((3, 3), int)
+# The least share of a region that is not at its edge, for squares of four pixels and more.
+INNER_SHARE = 0.1
 # Values in a JPEG 2000 file of class numbers, at most.
 MOST_CLASSES = 16
-# Pixels from an edge that a soft brush or a blur reaches.
-EDGE_PIXELS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +84,8 @@ def read_mask(file: ImageFile) -> np.ndarray:
     - The colours of a palette count. If all are black, its numbers do.
     - An alpha channel that varies: what is transparent is background. What is painted
       counts as above, or all of it counts if it is black throughout.
-    - Shades are cut at half of the largest value: smooth edges, and the noise of lossy
+    - Shades are cut at half of the largest value (of each region, if the file is lossless):
+      smooth edges, the noise of a lossy file that was saved as PNG, and that of lossy
       formats (JPEG, also within TIFF, MPO, JPEG 2000, AVIF, HEIC, lossy WebP). If a format
       can be lossy and the file does not say, it is taken as lossy.
 
@@ -153,29 +153,40 @@ def _opened(file: ImageFile) -> tuple[np.ndarray, np.ndarray | None, bool]:
 def _marked(values: np.ndarray, lossy: bool) -> np.ndarray:
     """[H0, W0] of no negative values -> bool: those that are no background.
 
-    All but zero, or those from half of the largest on, where values below it are shades.
+    All but zero; or, where values below half of the largest are shades, those from half on.
     """
     # Not twice the values: eight bits would overflow.
     half = values.max() / 2
-    return values >= half if half and (lossy or _has_shades(values, half)) else values > 0
+    if lossy:
+        return (values >= half) & (values > 0)
+    if not _has_shades(values, half):
+        return values > 0
+    # Half of each region's own largest value, so that a blurred scratch stays beside a spot
+    # that is brighter. What is dark throughout is noise.
+    regions, count = scipy.ndimage.label(values > 0, EIGHT_CONNECTED)
+    largest = scipy.ndimage.maximum(values, regions, np.arange(count + 1)).astype(float)
+    largest[largest < half / 4] = np.inf
+    return (values >= largest[regions] / 2) & (values > 0)
 
 
 def _has_shades(values: np.ndarray, half: float) -> bool:
-    """Whether what is below half is a smooth edge or noise, and not class numbers."""
+    """Whether what is below half is a smooth edge or noise, and not class numbers.
+
+    Class numbers fill regions, or lie apart as scratches. Shades do neither: they change
+    from pixel to pixel, and most of them have a brighter neighbour.
+    """
     faint = (values > 0) & (values < half)
-    kinds = np.unique(values[faint])
+    kinds, kind = np.unique(values[faint], return_inverse=True)
     if len(kinds) < SHADES:
         return False
     highest, lowest = (
         function(values, 3, mode="nearest")
         for function in (scipy.ndimage.maximum_filter, scipy.ndimage.minimum_filter)
     )
-    if (highest == lowest)[faint].mean() >= SOLID_SHARE:
-        return False
-    # Thin scratches of several class numbers have no middle. But they lie anywhere, and
-    # their numbers are not as small as noise is beside the largest value.
-    reach = scipy.ndimage.maximum_filter(values >= half, 2 * EDGE_PIXELS + 1)
-    return kinds.max() < half / NOISE or bool(reach[faint].mean() > 0.5)
+    inner = (highest == lowest)[faint]  # in the middle of nine pixels of one value
+    of_each_kind = np.bincount(kind, inner) / np.bincount(kind)
+    has_brighter_neighbour = (highest > values)[faint]
+    return of_each_kind.mean() < INNER_SHARE and has_brighter_neighbour.mean() > 0.5
 
 
 def _is_lossy(image: Image.Image | None, file: ImageFile) -> bool:

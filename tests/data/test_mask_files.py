@@ -168,6 +168,18 @@ def test_smooth_edges_are_cut_at_half():
     assert read_mask(encoded(small)).sum() == pytest.approx(DEFECT.sum(), rel=0.15)
 
 
+@pytest.mark.parametrize("radius", [1, 2, 4])
+def test_a_blurred_scratch_stays_beside_a_blurred_spot(radius):
+    pixels = np.zeros((200, 200), np.uint8)
+    pixels[20:60, 20:60] = 255
+    pixels[120:122, 20:180] = 255
+    image = Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(radius))
+    mask = read_mask(encoded(image))
+    assert mask[120:122, 20:180].mean() > 0.95
+    assert mask[:90].sum() == pytest.approx(1600, rel=0.05)
+    assert mask[90:].sum() < 320 * (1 + 2 * radius)
+
+
 def test_noise_of_a_lossy_file_that_was_saved_as_png_is_background():
     noise = np.random.default_rng(0).integers(0, 4, DEFECT.shape)
     assert_right(encoded(np.where(DEFECT, 255 - noise, noise).astype(np.uint8)))
