@@ -2,8 +2,10 @@
 
 import io
 
+import imagecodecs
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, ImageFilter
 
 from harmoniad_jax.data.mask_files import MaskUnion, read_mask
@@ -224,3 +226,38 @@ def test_a_union_names_the_file_that_is_wrong(tmp_path):
     Image.fromarray(WHITE[:20]).save(files[1])
     with pytest.raises(UserError, match=r"0\.png \(48 x 40 px\) and .*1\.png \(48 x 20 px"):
         read_mask(MaskUnion(tmp_path, files))
+
+
+# Masks deeper than 8 bits.
+
+
+@pytest.mark.parametrize("options", [{}, {"photometric": "miniswhite"}])
+@pytest.mark.parametrize("value", [1, 4095, 65535])
+def test_deep_tiff(options, value):
+    values = np.where(DEFECT, value, 0).astype(np.uint16)
+    values = 65535 - values if options else values
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, values, **options)
+    assert_right(EncodedImage("mask.tif", buffer.getvalue()))
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_deep_colours(planar):
+    red = np.zeros((*DEFECT.shape, 3), np.uint16)
+    red[DEFECT, 0] = 300
+    values = np.moveaxis(red, -1, 0) if planar == "separate" else red
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, values, photometric="rgb", planarconfig=planar)
+    assert_right(EncodedImage("mask.tif", buffer.getvalue()))
+    assert_right(EncodedImage("mask.png", imagecodecs.png_encode(red)))
+
+
+@pytest.mark.parametrize("paint", [(0, 0, 0), (65535, 0, 0)])
+def test_deep_alpha(paint):
+    values = np.full((*DEFECT.shape, 4), 65535, np.uint16)
+    values[DEFECT, :3] = paint
+    values[~DEFECT, 3] = 0
+    assert_right(EncodedImage("mask.png", imagecodecs.png_encode(values)))
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, values, photometric="rgb", extrasamples=["unassalpha"])
+    assert_right(EncodedImage("mask.tif", buffer.getvalue()))
