@@ -126,9 +126,9 @@ def test_a_run_reads_and_decodes_each_training_image_once(
         opened[path] += 1
         return read_bytes(path)
 
-    def counting_decode(file):
+    def counting_decode(file, *settings):
         decoded[str(file)] += 1
-        return decode(file)
+        return decode(file, *settings)
 
     monkeypatch.setattr(type(tmp_path), "read_bytes", counting_read)
     for module in (image_files, preprocess):

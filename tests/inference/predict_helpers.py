@@ -11,7 +11,7 @@ ignore_pillow = pytest.mark.filterwarnings("ignore:::PIL")
 
 COLUMNS = [
     *("path", "score", "normalised_score", "threshold"),
-    *("verdict", "category", "boxes", "error"),
+    *("verdict", "category", "boxes", "note", "error"),
 ]
 
 
