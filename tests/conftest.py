@@ -1,5 +1,6 @@
 """A miniature data set and run for every test."""
 
+import gc
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,13 @@ from harmoniad_jax.config import Config, default_config, parse_config
 from harmoniad_jax.data.synthetic import DemoSpec, write_demo_dataset
 
 SHARED = Path(__file__).parents[2] / "shared"
+
+
+def pytest_collection_finish():
+    """Tracing makes many objects, and each search for garbage would visit all of JAX."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 @pytest.fixture(scope="session")

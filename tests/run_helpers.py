@@ -29,6 +29,12 @@ def changed(config: Config, section: str, **values) -> Config:
     return dataclasses.replace(config, **{section: part})
 
 
+def shallow(config: Config) -> Config:
+    """One group, one block in each branch: compiling is what takes time in most tests."""
+    config = changed(config, "model", high_depth=1, low_depth=1, plain_depth=1)
+    return changed(config, "encoder", groups=1)
+
+
 def overrides(config: Config) -> list[str]:
     """The command line that turns the demo into `config`."""
     before = flatten(parse_config(demo.get_config()).to_dict())

@@ -120,13 +120,8 @@ def test_training_and_prediction_have_the_expected_shapes(name):
     assert metrics["loss"].shape == ()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if "b32" in name else pytest.mark.slow)
-        for name in CLIP_MODELS
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CLIP_MODELS)
 def test_random_weights_give_finite_maps(name):
     """The whole way with real arrays: position embeddings resized, all blocks, the head."""
     config = config_of(name, **{"model.high_depth": 2, "model.low_depth": 2})

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from run_helpers import overrides
+from run_helpers import overrides, shallow
 
 from harmoniad_jax.config import with_settings
 
@@ -113,7 +113,7 @@ def test_every_command_is_a_program(installed, name):
 
 
 def test_the_demo_trains_from_another_folder(installed, tiny_config, tmp_path):
-    config = with_settings(tiny_config, {"train.num_steps": 3})
+    config = with_settings(shallow(tiny_config), {"train.num_steps": 3})
     done = installed.run(
         *(installed.python.with_name("harmoniad-train"), "--config", "demo"),
         *("--workdir", "run", *overrides(config)),

@@ -283,10 +283,8 @@ def test_damage_to_any_file_never_gives_wrong_values(
     assert "_CHECKPOINT_METADATA" not in passed_over
 
 
-@pytest.mark.parametrize(
-    "break_file",
-    [damage, *(pytest.param(b, marks=pytest.mark.slow) for b in BREAK_FILE[:2])],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("break_file", BREAK_FILE)
 def test_damage_to_the_arrays_of_a_run_is_found(
     abstract, trained_run, intact, tmp_path, break_file
 ):

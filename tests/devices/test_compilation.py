@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from run_helpers import shallow
 
 from harmoniad_jax.config import with_settings
 from harmoniad_jax.devices.compilation import compile_ahead, flops, gigaflops
@@ -93,7 +94,7 @@ def test_operations_are_counted():
 def test_operations_of_a_run_are_counted_apart_from_its_devices(tiny_config, attention):
     """Another backend counts than the one that trains: no device may be named."""
     changes = {"train.batch_size": 16, "encoder.attention": attention}
-    run = prepare_run(with_settings(tiny_config, changes), for_training=True)
+    run = prepare_run(with_settings(shallow(tiny_config), changes), for_training=True)
     parts = dataclasses.replace(run.steps, micro_batches=2)
     assert run.mesh.size > 1
     features = run.encoder.feature_shapes(16)

@@ -6,7 +6,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from run_helpers import changed
+from run_helpers import changed, shallow
 
 from harmoniad_jax.devices.mesh import (
     SMALLEST_SPLIT,
@@ -21,16 +21,16 @@ from harmoniad_jax.model.encoders.encoder import Features
 from harmoniad_jax.run.run import prepare_run
 
 STEPS = 3
-MESHES = [(2, 1), (4, 1), (8, 1), (2, 4)]
+# The extremes every day: each mesh is compiled for.
+SLOW = pytest.mark.slow
+MESHES = [(8, 1), (2, 4), *(pytest.param(*mesh, marks=SLOW) for mesh in ((2, 1), (4, 1)))]
 
 
 @pytest.fixture(scope="module")
 def smallest(tiny_config):
     """One block in each branch: what takes time here is compiling."""
     # With the gate that has parameters: their gradient is a sum over devices as well.
-    settings = {"high_depth": 1, "low_depth": 1, "learnable_gate": True}
-    config = changed(tiny_config, "model", **settings)
-    return changed(config, "encoder", groups=1)
+    return changed(shallow(tiny_config), "model", learnable_gate=True)
 
 
 def run_on(config, data: int, model: int, **settings):

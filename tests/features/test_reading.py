@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 from PIL import Image
-from run_helpers import changed
+from run_helpers import changed, shallow
 
 from harmoniad_jax.data import images as image_files
 from harmoniad_jax.data import preprocess
@@ -133,7 +133,7 @@ def test_a_run_reads_and_decodes_each_training_image_once(
     monkeypatch.setattr(type(tmp_path), "read_bytes", counting_read)
     for module in (image_files, preprocess):
         monkeypatch.setattr(module, "decode", counting_decode)
-    config = changed(tiny_config, "calibration", holdout=0.4)
+    config = changed(shallow(tiny_config), "calibration", holdout=0.4)
     folder = str(tmp_path / "cache")
     config = changed(config, "cache", folder=folder, evaluation=True)
     train_and_evaluate(config, tmp_path / "run")

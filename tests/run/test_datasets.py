@@ -272,7 +272,6 @@ def test_a_joined_run_reports_each_data_set(tiny_config, manual, tmp_path, capsy
     )
     config = changed(config, "model", variant="plain", plain_depth=2)
     config = changed(config, "train", num_steps=2)
-    config = changed(config, "evaluation", calibration_images=8)
     results = train_and_evaluate(config, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "results.json").read_text()) == results
     assert list(results["per_category"]) == [

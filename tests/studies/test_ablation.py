@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from run_helpers import overrides
+from run_helpers import overrides, shallow
 
 from configs import demo
 from harmoniad_jax.config import parse_config, with_settings
@@ -151,7 +151,7 @@ def test_undefined_figures_are_left_out():
 
 def test_variants_are_trained_compared_and_kept(tiny_config, tmp_path):
     config = with_settings(
-        tiny_config,
+        shallow(tiny_config),
         {
             "train.num_steps": 2,
             "data.categories": ("fabric", "tablet"),

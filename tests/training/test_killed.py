@@ -5,7 +5,7 @@ import signal
 
 import jax
 import torture_resume
-from run_helpers import overrides
+from run_helpers import overrides, shallow
 
 
 def test_a_killed_run_ends_as_an_undisturbed_one(
@@ -20,7 +20,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one(
     flags = os.environ["XLA_FLAGS"].split()
     fast = [flag for flag in flags if "device_count" not in flag]
     monkeypatch.setenv("XLA_FLAGS", " ".join(fast))
-    arguments = ["--config", "configs/demo.py", *overrides(tiny_config)]
+    arguments = ["--config", "configs/demo.py", *overrides(shallow(tiny_config))]
     torture_resume.torture(tmp_path, arguments, signal.SIGKILL, kills=2, seed=1)
     told = capsys.readouterr().out
     assert told.count("kill ") == 2

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from run_helpers import assert_bitwise_equal, changed, final_state
+from run_helpers import assert_bitwise_equal, changed, final_state, shallow
 
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.model.encoders.encoder import Encoder, Features
@@ -30,8 +30,7 @@ def losses_of(workdir):
 @pytest.fixture(scope="module")
 def smallest(tiny_config):
     """One block in each branch, one device; no dropout, whose noise each part draws."""
-    config = changed(tiny_config, "model", high_depth=1, low_depth=1, dropout=0.0)
-    config = changed(config, "encoder", groups=1)
+    config = changed(shallow(tiny_config), "model", dropout=0.0)
     return changed(config, "sharding", data=1)
 
 
@@ -155,7 +154,8 @@ class StopAfter:
 def test_an_interrupted_run_from_device_memory_ends_as_an_undisturbed_one(
     tiny_config, tmp_path, monkeypatch
 ):
-    config = changed(tiny_config, "cache", on_device="always", folder=str(tmp_path / "f"))
+    config = shallow(tiny_config)
+    config = changed(config, "cache", on_device="always", folder=str(tmp_path / "f"))
     config = changed(config, "train", log_every_steps=4, checkpoint_every_steps=100)
     config = changed(config, "sharding", data=1)
     results = train_and_evaluate(config, tmp_path / "undisturbed")
