@@ -22,7 +22,13 @@ from harmoniad_jax.model.encoders.attention import fused_attention
 from harmoniad_jax.model.encoders.clip import untrained_config
 from harmoniad_jax.model.encoders.family import Architecture, Family, Tokens
 from harmoniad_jax.model.encoders.registry import FAMILIES
-from harmoniad_jax.model.encoders.weights import find_checkpoint, hash_params, read_weights
+from harmoniad_jax.model.encoders.weights import (
+    fetch_pointer,
+    find_checkpoint,
+    hash_params,
+    is_pointer,
+    read_weights,
+)
 
 # What is subtracted from every patch token of an image: nothing, or its class token
 # (Dinomaly2, Guo et al. 2025).
@@ -273,8 +279,10 @@ def _image_statistics(description: EncoderDescription):
 
 def _read_json(name: str, path: Path) -> dict[str, Any]:
     """A JSON object of a checkpoint's folder."""
+    if is_pointer(path):
+        raise UserError(f"encoder.name={name!r}: {fetch_pointer(path)}")
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise ValueError(f"it holds {values!r}")
     except (OSError, ValueError) as error:

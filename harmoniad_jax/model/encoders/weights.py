@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 # Seconds the model hub has to answer before the local cache is used instead.
 HUB_TIMEOUT = 5
 CONFIG_FILES = ("config.json", "preprocessor_config.json")
+# How a file begins that Git LFS was to replace with the real one.
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 # In order of preference: the library's own layout first, a pickle last.
 WEIGHT_FILES = ("flax_model.msgpack", "model.safetensors", "pytorch_model.bin")
 
@@ -70,7 +72,9 @@ def read_weights(name: str, prefix: str, expected: Any) -> Any:
         raise UserError(
             f"encoder.name={name!r}: {folder} holds none of {', '.join(WEIGHT_FILES)}."
         )
-    path = files[0]
+    path = next((file for file in files if not is_pointer(file)), None)
+    if path is None:
+        raise UserError(f"encoder.name={name!r}: {fetch_pointer(files[0])}")
     try:
         params = _parse(path, prefix, expected)
     except (OSError, ValueError, SafetensorError) as error:
@@ -92,6 +96,23 @@ def read_weights(name: str, prefix: str, expected: Any) -> Any:
         )
     params = {key: np.asarray(params[key], np.float32) for key in expected}
     return flax.traverse_util.unflatten_dict(params, sep="/")
+
+
+def is_pointer(path: Path) -> bool:
+    """Whether a file only says where Git LFS keeps its content."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(LFS_POINTER)) == LFS_POINTER
+    except OSError:
+        return False
+
+
+def fetch_pointer(path: Path) -> str:
+    """What to do about such a file, as a sentence."""
+    return (
+        f"{path} is a pointer of Git LFS, not the file itself; fetch it with git lfs pull "
+        f"in {path.parent}, or download it from the model hub."
+    )
 
 
 def _local_folder(name: str) -> Path | None:
