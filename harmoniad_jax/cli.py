@@ -1,10 +1,12 @@
 """What the commands share: flags in, one call, errors as one line."""
 
+import contextlib
 import logging
+import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from absl import app, flags
@@ -19,6 +21,7 @@ from harmoniad_jax.errors import (
     USER_ERROR_STATUS,
     UserError,
     raise_problems,
+    system_problem,
 )
 from harmoniad_jax.fields import field_types, type_name
 
@@ -46,12 +49,16 @@ def run(
 ) -> None:
     """Parses the flags and calls `main`; bad input ends with one line and status 2.
 
+    So does what the operating system refuses: a full disk, a folder without permission. A
+    reader of the output that has gone, such as `head`, ends the command without a word.
+
     Args:
       main: the command.
       takes_arguments: whether it is called with a list of what stands beside the flags.
       continues: whether the same command goes on where a signal ended it; the status is
         75 then, and otherwise what a shell reports of the signal.
     """
+    _configure_output()
     _configure_logging()
 
     def end(number: int) -> int:
@@ -62,18 +69,50 @@ def run(
     def call(argv: Sequence[str]) -> None:
         signals.install(end)
         try:
-            if takes_arguments:
-                main(argv[1:])
-                return
-            if len(argv) > 1:
-                raise UserError(f"unexpected argument {argv[1]!r}; flags begin with --")
-            main()
+            with _written_output():
+                if takes_arguments:
+                    main(argv[1:])
+                    return
+                if len(argv) > 1:
+                    raise UserError(f"unexpected argument {argv[1]!r}; flags begin with --")
+                main()
         except UserError as error:
             _fail(error)
         except signals.Interrupted as interruption:
+            signals.ignore()
             sys.exit(end(interruption.number))
+        except BrokenPipeError:
+            sys.exit(128 + signal.SIGPIPE)  # as a shell reports it
+        except OSError as error:
+            _fail(system_problem(error, "a file or the output"))
 
     app.run(call, flags_parser=_parse_flags)
+
+
+def _configure_output() -> None:
+    """Spells out what the terminal's encoding lacks, such as umlauts in ASCII."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a closed one is None
+            stream.reconfigure(errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def _written_output() -> Iterator[None]:
+    """Writes what was printed; an error of that is raised, and not at the very end.
+
+    Raises:
+      OSError: the output is full or closed. What is printed after it goes nowhere.
+    """
+    try:
+        yield
+    finally:
+        if sys.stdout is not None:
+            try:
+                sys.stdout.flush()
+            except OSError:
+                # Python writes what is left once more when it ends.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                raise
 
 
 def _configure_logging() -> None:

@@ -1,11 +1,22 @@
 """The one exception for mistakes that the person at the keyboard can mend."""
 
+import errno
+import os
 from collections.abc import Sequence
 
 # Exit statuses of the commands: bad input, and a run that a signal ended in order and that
 # the same command continues (EX_TEMPFAIL of sysexits.h: try again).
 USER_ERROR_STATUS = 2
 INTERRUPTED_STATUS = 75
+
+# What helps where the operating system refuses.
+REMEDIES = {
+    errno.ENOSPC: "Free some room, and try again.",
+    errno.EDQUOT: "Your share of the disk is used up: free some room, and try again.",
+    errno.EROFS: "It can only be read: use a copy that can be written.",
+    errno.EACCES: "You need the permission for it: ask for it, or use a copy of your own.",
+    errno.EPERM: "You need the permission for it: ask for it, or use a copy of your own.",
+}
 
 
 class UserError(Exception):
@@ -30,3 +41,17 @@ def raise_problems(problems: Sequence[str], most: int | None = None) -> None:
     more = len(problems) - len(problems[:most])
     text += f"; and {more} more" if more else ""
     raise UserError(text if text.endswith((".", "?")) else text + ".")
+
+
+def system_problem(error: OSError, path: object = None) -> str:
+    """What the operating system refused, as sentences that say what helps.
+
+    Args:
+      error: that it raised.
+      path: what was read or written, for errors that do not name it.
+    """
+    name = path if error.filename is None else os.fsdecode(error.filename)
+    reason = error.strerror or str(error) or type(error).__name__
+    where = "" if name is None else f"{name}: "
+    remedy = REMEDIES.get(error.errno, "")
+    return f"{where}{reason}. {remedy}".rstrip()

@@ -85,6 +85,12 @@ def install(end: Callable[[int], int]) -> None:
     threading.Thread(target=_watch, args=(reader, end), daemon=True).start()
 
 
+def ignore() -> None:
+    """Lets a command that ends in order do so, however often Ctrl-C is pressed."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _watch(reader: int, end: Callable[[int], int]) -> None:
     while True:
         number = os.read(reader, 1)[0]

@@ -4,16 +4,17 @@ import contextlib
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from harmoniad_jax.devices.processes import is_main, wait_for_all
+from harmoniad_jax.devices.processes import is_main, together, wait_for_all
+from harmoniad_jax.errors import UserError, system_problem
 from harmoniad_jax.evaluation.gallery import category_content
 from harmoniad_jax.evaluation.measure import Measured, measure
-from harmoniad_jax.folders import write_whole
+from harmoniad_jax.folders import check_writable, write_whole
 from harmoniad_jax.inference.predictor import Predictor
 from harmoniad_jax.inference.restore import open_trained
 from harmoniad_jax.inference.trained import Trained, calibrated
@@ -95,6 +96,24 @@ def evaluate(trained: Trained, workdir: Path) -> dict[str, Any]:
       "lost_masks" and "rescued_defects", and "covering_masks": category to the median
       share that its masks mark, where that is more than half.
     """
+    with _saying_how_to_go_on(workdir):
+        return _evaluate(trained, workdir)
+
+
+@contextlib.contextmanager
+def _saying_how_to_go_on(workdir: Path) -> Iterator[None]:
+    """Turns what the system refuses into a `UserError`: training itself lost nothing."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{system_problem(error, workdir)} The checkpoint is kept. To evaluate it: "
+            f"python -m harmoniad_jax.evaluate --workdir={workdir}"
+        ) from None
+
+
+def _evaluate(trained: Trained, workdir: Path) -> dict[str, Any]:
+    together(lambda: _check_writable(workdir))
     run = trained.run
     if trained.calibration and not trained.calibration.fits(run.config.evaluation):
         logger.info("the evaluation was changed since training: calibrating again")
@@ -106,13 +125,24 @@ def evaluate(trained: Trained, workdir: Path) -> dict[str, Any]:
             report = stack.enter_context(ReportWriter(workdir / REPORT_FOLDER))
         _measure_all(trained, measured, report)
         results = _undefined_to_none(_results(trained, measured))
+        page = None
         if is_main():
-            write_whole(workdir / RESULTS_FILE, json.dumps(results, indent=2) + "\n")
-            report_results(results)
-        if report is not None:
-            print(f"The report is {report.finish(results)}")
+            try:
+                write_whole(workdir / RESULTS_FILE, json.dumps(results, indent=2) + "\n")
+                page = report and report.finish(results)
+            finally:
+                # It took long to measure: shown even where it cannot be written.
+                report_results(results)
+        if page is not None:
+            print(f"The report is {page}")
     wait_for_all("evaluation")
     return results
+
+
+def _check_writable(workdir: Path) -> None:
+    with _saying_how_to_go_on(workdir):
+        if is_main():
+            check_writable(workdir)
 
 
 def _reports(run: Run) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from harmoniad_jax.data.suffixes import looks_like_photo
-from harmoniad_jax.errors import UserError
+from harmoniad_jax.errors import UserError, system_problem
 from harmoniad_jax.inference.result import ImageResult
 from harmoniad_jax.inference.trained_model import Query, Question, TrainedModel
 from harmoniad_jax.inference.writer import (
@@ -164,9 +164,18 @@ def _say_what_was_found(counts: collections.Counter, output: Path) -> None:
 
 @contextlib.contextmanager
 def _saying_what_is_left(output: Path) -> Iterator[None]:
-    """Tells a user who interrupts where the rows are, and how to go on."""
+    """Tells where the rows are, and how to go on, after Ctrl-C or when the disk is full.
+
+    Raises:
+      UserError: the system refuses to write.
+    """
     try:
         yield
+    except OSError as error:
+        raise UserError(
+            f"{system_problem(error, output)} What was judged so far is in "
+            f"{output / PARTIAL_FILE}; add --overwrite to judge all images anew."
+        ) from None
     except KeyboardInterrupt:
         print(
             f"not finished: what was judged so far is in {output / PARTIAL_FILE}; add "
@@ -182,6 +191,8 @@ def find_files(source: str) -> tuple[list[Path], Path]:
     Raises:
       UserError: there are none.
     """
+    if not source:
+        raise UserError("--input is empty; give an image, a folder of images or a glob.")
     path = Path(source).expanduser()
     if len(os.fsencode(source)) > LONGEST_PATH or "\0" in source:
         files, base = [], path

@@ -3,6 +3,7 @@
 import csv
 import functools
 import hashlib
+import io
 import json
 import os
 from pathlib import Path, PurePosixPath
@@ -12,7 +13,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from harmoniad_jax.errors import UserError
+from harmoniad_jax.errors import UserError, system_problem
 from harmoniad_jax.inference.result import ImageResult
 from harmoniad_jax.report.pictures import ColourScale, overlay, resize
 from harmoniad_jax.report.plots import colour_bar
@@ -75,11 +76,15 @@ class PredictionWriter:
         """
         self.folder = folder
         self._maps, self._map_size, self._overlays = maps, map_size, overlays
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"--output={folder} is a file; name a folder.")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             taken = {path.name for path in folder.iterdir()}
         except OSError as error:
-            raise UserError(f"--output={folder} cannot be made ({error}).") from None
+            raise UserError(
+                f"--output={folder} cannot be made. {system_problem(error)}"
+            ) from None
         if taken and not overwrite:
             whose = " of a call that did not finish" if PARTIAL_FILE in taken else ""
             raise UserError(
@@ -122,7 +127,10 @@ class PredictionWriter:
         )
         normalised, thumbnail = result.normalised_map, result.thumbnail
         if self._maps == "npy":
-            np.save(self._path("maps", name, ".npy"), self._sized(result, "npy"))
+            # By way of memory: numpy does not say that a disk is full.
+            content = io.BytesIO()
+            np.save(content, self._sized(result, "npy"))
+            self._path("maps", name, ".npy").write_bytes(content.getbuffer())
         elif self._maps == "png" and normalised is not None:
             levels = np.round(self._sized(result, "png") * 65535).astype(np.uint16)
             Image.fromarray(levels).save(self._path("maps", name, ".png"))
