@@ -14,15 +14,14 @@ import re
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from harmoniad_jax.devices.processes import is_main, together
-from harmoniad_jax.errors import UserError
-from harmoniad_jax.locks import lock
+from harmoniad_jax.errors import UserError, system_problem
+from harmoniad_jax.locks import Lock, lock
 
 FOLDER = "checkpoints"
 DAMAGED, REPLACED = ".damaged", ".replaced"
@@ -41,7 +40,7 @@ class StepFolders:
     def __init__(self, workdir: Path):
         self.directory = (workdir / FOLDER).absolute()
         self._workdir = workdir
-        self._lock: IO | None = None
+        self._lock: Lock | None = None
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of a step is or will be."""
@@ -123,7 +122,7 @@ class StepFolders:
             self._lock = lock(self.directory / ".lock")
         except OSError as error:
             raise UserError(
-                f"--workdir={self._workdir} cannot be made ({error})."
+                f"--workdir={self._workdir} cannot be used. {system_problem(error)}"
             ) from None
         if self._lock is None:
             raise UserError(
@@ -145,8 +144,6 @@ def _on_main(action: Callable[[], None]) -> None:
             if is_main():
                 action()
         except OSError as error:
-            raise UserError(
-                f"{error.filename} cannot be changed: {error.strerror}."
-            ) from None
+            raise UserError(system_problem(error, "the folder of the run")) from None
 
     together(act)
