@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harmoniad_jax.errors import UserError
+from harmoniad_jax.errors import UserError, system_problem
 from harmoniad_jax.fields import flatten
 from harmoniad_jax.metrics import METRIC_NAMES
 from harmoniad_jax.report.tables import HEADINGS, markdown_table, percent
@@ -34,10 +34,14 @@ class RunSummary(NamedTuple):
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is that of a run; an encoder has a config.json as well."""
+    """Whether a folder is that of a run; an encoder has a config.json as well.
+
+    Raises:
+      OSError: it cannot be looked into.
+    """
     try:
-        config = json.loads((folder / "config.json").read_text())
-    except OSError:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
         return False
     except ValueError:
         return True  # a damaged one
@@ -50,27 +54,30 @@ def read_run(folder: Path) -> RunSummary:
     Raises:
       UserError: a file of it is damaged.
     """
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        results = {}
-        if (folder / "results.json").is_file():
-            results = json.loads((folder / "results.json").read_text())
-        log = _read_log(folder / "metrics.jsonl")
-        # The time between two lines, from the speed that the later one states.
-        steps = [0, *(line["step"] for line in log)]
-        seconds = sum(
-            (step - before) / line["steps_per_second"]
-            for before, step, line in zip(steps, steps[1:], log, strict=False)
+    config = _read_object(
+        folder / "config.json",
+        "Bring it back from a copy, or write it anew with the command of the training.",
+    )
+    results = {}
+    if (folder / "results.json").is_file():
+        results = _read_object(
+            folder / "results.json",
+            f"Write it anew: python -m harmoniad_jax.evaluate --workdir={folder}",
         )
-        return RunSummary(
-            name=str(folder),
-            config=flatten(config),
-            step=results.get("step", steps[-1] or None),
-            mean=results.get("mean", {}),
-            seconds=seconds,
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder} is damaged ({error}).") from None
+    log = _read_log(folder / "metrics.jsonl")
+    # The time between two lines, from the speed that the later one states.
+    steps = [0, *(line["step"] for line in log)]
+    seconds = sum(
+        (step - before) / line["steps_per_second"]
+        for before, step, line in zip(steps, steps[1:], log, strict=False)
+    )
+    return RunSummary(
+        name=str(folder),
+        config=flatten(config),
+        step=results.get("step", steps[-1] or None),
+        mean=results.get("mean", {}),
+        seconds=seconds,
+    )
 
 
 def summary_rows(runs: Sequence[RunSummary]) -> list[list[str]]:
@@ -103,13 +110,45 @@ def write_summary(runs: Sequence[RunSummary], output: str) -> str:
     return text.getvalue().rstrip("\n")
 
 
+def _read_object(path: Path, advice: str) -> dict[str, Any]:
+    """A JSON object of a run's folder.
+
+    Raises:
+      UserError: it is damaged; with the advice what to do.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError(f"it holds {values!r}")
+    except OSError as error:
+        raise UserError(system_problem(error, path)) from None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}). {advice}") from None
+    return values
+
+
 def _read_log(path: Path) -> list[dict[str, float]]:
+    """The lines of `metrics.jsonl`.
+
+    Raises:
+      UserError: one of them is damaged.
+    """
     if not path.is_file():
         return []
-    lines = path.read_text().splitlines()
-    # The last line of a run that is being written, or was killed, may not be whole.
-    whole = [line for line in lines if line.endswith("}")]
-    return [json.loads(line) for line in whole]
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        # The last line of a run that is being written, or was killed, may not be whole.
+        log = [json.loads(line) for line in lines if line.endswith("}")]
+        if any(line["step"] < 0 or line["steps_per_second"] <= 0 for line in log):
+            raise ValueError("a step or its speed is not above 0")
+    except OSError as error:
+        raise UserError(system_problem(error, path)) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged ({error!r}). It is a log alone: delete it to leave the "
+            "training time out."
+        ) from None
+    return log
 
 
 def _cell(text: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from harmoniad_jax.config import REMOVED, Config, EvaluationConfig, parse_config
 from harmoniad_jax.errors import UserError, raise_problems
 from harmoniad_jax.fields import SCORES, touching, with_older_values, without_removed
+from harmoniad_jax.folders import write_whole
 
 CONFIG_FILE = "config.json"
 
@@ -54,12 +55,20 @@ def with_last_settings(config: Config, workdir: Path) -> Config:
 
     They may have changed since the checkpoint was written. Without a `config.json` the
     stored ones hold: the checkpoints alone may have been copied.
+
+    Raises:
+      UserError: the file is damaged, or of another version.
     """
     path = workdir / CONFIG_FILE
     if not path.is_file():
         return config
     try:
-        last = parse_stored(json.loads(path.read_text()))
+        last = parse_stored(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise UserError(
+            f"{path} is damaged ({error}). Bring it back from a copy, or delete it to take "
+            "the settings of the checkpoint."
+        ) from None
     except UserError as error:
         raise UserError(
             f"{path} was written by another version of this program: {error} Delete it to "
@@ -73,4 +82,4 @@ def with_last_settings(config: Config, workdir: Path) -> Config:
 def write_config(config: Config, workdir: Path) -> None:
     """Writes `config.json`: what the last call of training was given."""
     text = json.dumps(config.to_dict(), indent=2)
-    (workdir / CONFIG_FILE).write_text(text + "\n")
+    write_whole(workdir / CONFIG_FILE, text + "\n")

@@ -181,7 +181,7 @@ class Ablation:
         kept = folder / KEPT
         if not kept.is_file():
             return False
-        if problems := _differences(json.loads(kept.read_text()), self._config(name, seed)):
+        if problems := _differences(_read_kept(kept), self._config(name, seed)):
             raise UserError(
                 f"{folder} was made with other settings: {'; '.join(problems)}. Give "
                 "another --workdir, or delete it."
@@ -216,7 +216,7 @@ class Ablation:
         """variant -> seed -> what is kept of a run: of this call and of those before."""
         found: dict[str, dict[int, Any]] = {}
         for path in sorted(self._workdir.glob(f"*/{KEPT}")):
-            run = json.loads(path.read_text())
+            run = _read_kept(path)
             name, seed = run["variant"], run["seed"]
             if name not in self._known:
                 problems = [f"there is no variant {name} any more"]
@@ -274,6 +274,21 @@ deviation over seeds; in brackets the difference from `{REFERENCE}`, seed by see
 _CHOICES = f"""\
 Chosen on all categories but one, and looked at on that one: by how much the variant that
 gains most on the others is above `{REFERENCE}` there, in percent points."""
+
+
+def _read_kept(path: Path) -> dict[str, Any]:
+    """What is kept of a run.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"{path} is damaged ({error}). Bring it back from a copy, or delete it to make "
+            "the run anew."
+        ) from None
 
 
 def _differences(run: Mapping[str, Any], config: Config) -> list[str]:

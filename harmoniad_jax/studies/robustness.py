@@ -97,7 +97,7 @@ class Robustness:
             fill_in(workdir, conditions, severities, self._images, of_this, save)
         metrics = {name: kept["runs"][name]["metrics"] for name in self._names}
         text = tables(metrics, conditions, severities)
-        (self._output / "robustness.md").write_text(text)
+        write_whole(self._output / "robustness.md", text)
         with style():
             drawing = plot(metrics, conditions, severities)
             drawing.savefig(self._output / "robustness.png", dpi=PNG_DPI)
@@ -113,7 +113,13 @@ class Robustness:
         asked = {"images": self._images, "severities": self._severities}
         if not path.is_file():
             return asked | {"runs": {}}
-        kept = json.loads(path.read_text())
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(
+                f"{path} is damaged ({error}). Bring it back from a copy, or delete it to "
+                "measure anew."
+            ) from None
         for name, value in asked.items():
             if kept.get(name) != value:
                 raise UserError(

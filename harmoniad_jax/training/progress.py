@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from harmoniad_jax.config import Config
 from harmoniad_jax.devices.processes import is_main
+from harmoniad_jax.folders import write_whole
 from harmoniad_jax.steps.optimizer import learning_rate_schedule
 from harmoniad_jax.steps.step import FINITE
 
@@ -123,10 +124,10 @@ def _drop_lines_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
-        except ValueError:
+        except (ValueError, KeyError, TypeError):
             continue
-    path.write_text("".join(kept))
+    write_whole(path, "".join(kept))
