@@ -70,11 +70,14 @@ def training_data(
 
 
 def _order(run: Run, records: Sequence[Record]) -> grain.MapDataset:
-    return training_order(
+    order = training_order(
         records,
         seed=run.config.train.seed,
         class_balanced=run.config.data.class_balanced,
     )
+    # grain counts batches as a float, and that of an endless order of batches of one image
+    # overflows. Half of it is endless as well.
+    return order[: len(order) // 2]
 
 
 def _visited(
