@@ -100,12 +100,14 @@ class Checkpoints:
             locked, and cleared of what a killed process left.
 
         Raises:
-          UserError: the folder is not there, cannot be made or is locked.
+          UserError: the folder is not there, cannot be made or is locked, or its path is
+            not text.
         """
         self._workdir = workdir
         self._stack = contextlib.ExitStack()
         self._folders = StepFolders(workdir)
         self.directory = self._folders.directory
+        _check_is_text(self.directory)
         self._manager: ocp.CheckpointManager | None = None
         self._saving: int | None = None
         self._found: _Found | None = None
@@ -361,6 +363,21 @@ class Checkpoints:
             f"({reason}); {left} is there to continue from. See to it that there is room, "
             "and give the same command again."
         ) from error
+
+
+def _check_is_text(folder: Path) -> None:
+    """Refuses a path that tensorstore cannot be given.
+
+    Raises:
+      UserError: it holds bytes that are not UTF-8.
+    """
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"checkpoints cannot be in {folder}, whose path holds bytes that are not "
+            "UTF-8. Rename it, or name another --workdir."
+        ) from None
 
 
 def _read_items(folder: Path, step: int) -> _Found:

@@ -96,7 +96,8 @@ class Dataset:
     def train_fingerprint(self) -> str:
         """SHA-256 of the training images' names, in order: what a resumed run needs."""
         names = "\n".join(record.key for record in self.train)
-        return hashlib.sha256(names.encode()).hexdigest()
+        # A file name may hold bytes that are not text.
+        return hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
 
     def hold_out(
         self, share: float, first: Mapping[Record, Record] | None = None

@@ -138,7 +138,8 @@ def together(function: Callable[[], Result]) -> Result:
     except UserError as error:
         text = str(error)
     message = np.zeros(MESSAGE_BYTES, np.uint8)
-    encoded = text.encode()[:MESSAGE_BYTES]
+    # A file name in it may hold bytes that are not text.
+    encoded = text.encode(errors="backslashreplace")[:MESSAGE_BYTES]
     message[: len(encoded)] = np.frombuffer(encoded, np.uint8)
     for index, row in enumerate(multihost_utils.process_allgather(message)):
         found = row.tobytes().rstrip(b"\0").decode(errors="replace")

@@ -67,7 +67,7 @@ class FeatureCache:
         self.folder = root / hashlib.sha256(text.encode()).hexdigest()[:16]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / DESCRIPTION_FILE).write_text(text + "\n")
+            (self.folder / DESCRIPTION_FILE).write_text(text + "\n", encoding="utf-8")
         except OSError as error:
             raise UserError(_cannot_write(self.folder, error)) from None
         self._rows: dict[str, tuple[Path, np.ndarray]] = {}

@@ -1,11 +1,16 @@
-"""The smallest settings."""
+"""The smallest settings, and names that are not text, from training to the table."""
 
+import os
 import shutil
 
 import pytest
 from run_helpers import changed
 
 import harmoniad_jax
+from harmoniad_jax import cli
+from harmoniad_jax.evaluation.evaluate import evaluate_run
+from harmoniad_jax.inference.files import predict_files
+from harmoniad_jax.report.summary import read_run, write_summary
 from harmoniad_jax.training.loop import train_and_evaluate
 
 
@@ -45,3 +50,26 @@ def test_products_of_one_or_two_images(config, products, tmp_path, images):
     model = harmoniad_jax.load(tmp_path / "run")
     (verdict,) = model.predict([next((tmp_path / "few/fabric/train/good").iterdir())])
     assert (verdict.is_defective is None) == (images == 1)
+
+
+def test_names_that_are_not_text(config, products, tmp_path):
+    """Archives made on Windows leave Latin-1 bytes in the names of folders and files."""
+    cli._configure_output()
+    root = tmp_path / "latin"
+    product = os.fsdecode(b"k\xfchlk\xf6rper")
+    shutil.copytree(products / "tablet", root / product)
+    shutil.copytree(products / "fabric", root / "fabric")
+    for part in ("train/good", "test/good"):
+        image = min((root / product / part).iterdir())
+        image.rename(image.with_name(os.fsdecode(b"pr\xfcf.png")))
+    config = changed(config, "data", root=str(root))
+    config = changed(config, "train", num_steps=1)
+    config = changed(config, "evaluation", report=True)
+    workdir = tmp_path / "run"
+    results = train_and_evaluate(config, workdir)
+    assert set(results["per_category"]) == {"fabric", product}
+    assert set(evaluate_run(workdir)["per_category"]) == {"fabric", product}
+    assert "k\\udcfchlk\\udcf6rper" in (workdir / "report/index.html").read_text("utf-8")
+    assert predict_files(workdir, f"{root}/{product}/test", tmp_path / "out") == 0
+    assert "pr\\udcfcf.png" in (tmp_path / "out/predictions.csv").read_text("utf-8")
+    assert str(workdir) in write_summary([read_run(workdir)], "csv")

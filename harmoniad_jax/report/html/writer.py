@@ -83,7 +83,9 @@ class ReportWriter:
           The path of its `index.html`.
         """
         page = document(results, self._sections)
-        (self._partial / INDEX).write_text(page, encoding="utf-8")
+        # Bytes of a file name that are not text are spelt out.
+        index = self._partial / INDEX
+        index.write_text(page, encoding="utf-8", errors="backslashreplace")
         _check_replaceable(self._folder)
         if self._folder.exists():
             old = self._folder.with_name(f".{self._folder.name}.old")
