@@ -94,7 +94,8 @@ def evaluate(trained: Trained, workdir: Path) -> dict[str, Any]:
       well defects of four sizes are found, see `metrics.defect_size_metrics`, at
       thresholds that "pixel_false_positive_rate" of the good pixels exceed, and counts of
       "lost_masks" and "rescued_defects", and "covering_masks": category to the median
-      share that its masks mark, where that is more than half.
+      share that its masks mark, where that is more than half; "missing": the categories of
+      training that have no test image here.
     """
     with _saying_how_to_go_on(workdir):
         return _evaluate(trained, workdir)
@@ -194,6 +195,7 @@ def _results(trained: Trained, measured: Mapping[str, Measured]) -> dict[str, An
             for name, one in measured.items()
             if one.mask_share and one.mask_share > MOST_OF_AN_IMAGE
         },
+        "missing": sorted({*run.dataset.categories, *trained.missing} - set(measured)),
     }
 
 

@@ -14,8 +14,9 @@ from harmoniad_jax.devices.processes import available_cores
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.features.encode import evaluation_inputs, image_inputs
 from harmoniad_jax.inference.trained import Trained, measured_on_good_images
+from harmoniad_jax.run.calibration import Calibration
 from harmoniad_jax.run.identity import Identity, check_encoder, check_identity
-from harmoniad_jax.run.run import prepare_run
+from harmoniad_jax.run.run import Run, prepare_run
 from harmoniad_jax.run.stored import with_last_settings
 
 logger = logging.getLogger(__name__)
@@ -24,7 +25,8 @@ logger = logging.getLogger(__name__)
 def open_trained(workdir: Path, changes: Mapping[str, Any] | None = None) -> Trained:
     """Opens a run at its latest checkpoint, with its images and its encoder.
 
-    A run that is not finished is measured on its good images now.
+    A run that is not finished is measured on its good images now. Products that it was
+    never trained on are left out, and named; so are those whose images are missing.
 
     Args:
       workdir: folder of the run.
@@ -41,6 +43,7 @@ def open_trained(workdir: Path, changes: Mapping[str, Any] | None = None) -> Tra
         given = Identity.of(run, stored.train_fingerprint)
         check_identity(stored, given, workdir)
         checkpoint = checkpoints.restore(run.abstract_state())
+        run, missing = _of_trained_products(run, stored, checkpoint.calibration, workdir)
         # A finished run has seen its training images: they may change or go.
         if not checkpoint.finished:
             check_identity(stored, Identity.of(run, run.dataset.train_fingerprint), workdir)
@@ -55,7 +58,7 @@ def open_trained(workdir: Path, changes: Mapping[str, Any] | None = None) -> Tra
         )
     encoder_params = run.place_encoder()
     inputs = evaluation_inputs(run, encoder_params)
-    trained = Trained(run, checkpoint.state, encoder_params, inputs, calibration)
+    trained = Trained(run, checkpoint.state, encoder_params, inputs, calibration, missing)
     if not checkpoint.finished:
         logger.info(
             "step %d of %d: training is not finished, calibrating now",
@@ -64,6 +67,46 @@ def open_trained(workdir: Path, changes: Mapping[str, Any] | None = None) -> Tra
         )
         trained = measured_on_good_images(trained)
     return trained
+
+
+def _of_trained_products(
+    run: Run, stored: Identity, calibration: Calibration | None, workdir: Path
+) -> tuple[Run, tuple[str, ...]]:
+    """The run without products that it was never trained on; and the missing ones.
+
+    Raises:
+      UserError: no product is left.
+    """
+    data = run.dataset
+    if stored.train_fingerprint == data.train_fingerprint:
+        return run, ()
+    known = stored.categories
+    if known is None and calibration is not None:
+        known = sorted([*calibration.per_category, *calibration.others])
+    if known is None:
+        logger.warning(
+            "the images are not those of training, and this run of an earlier version did "
+            "not keep the names of its products: what it was never trained on is evaluated "
+            "as well"
+        )
+        return run, ()
+    new = sorted(set(data.categories) - set(known))
+    missing = tuple(sorted(set(known) - set(data.categories)))
+    there = f"{workdir} was trained on {', '.join(known)}"
+    if set(new) == set(data.categories):
+        raise UserError(
+            f"the images are of {', '.join(new)}, but {there}. Give images of these, or "
+            "train on the new ones in another --workdir."
+        )
+    if new:
+        logger.warning("never trained, so left out: %s. %s", ", ".join(new), there)
+    if missing:
+        logger.warning("trained, but no images there: %s", ", ".join(missing))
+    parts = {
+        name: [one for one in getattr(data, name) if one.category in known]
+        for name in ("train", "held_out", "test")
+    }
+    return dataclasses.replace(run, dataset=dataclasses.replace(data, **parts)), missing
 
 
 def open_for_new_images(

@@ -29,6 +29,7 @@ class Trained:
       encoder_params: on all devices.
       inputs: what the run reads of its records: images, or stored features.
       calibration: what good images score; None where no image was held out.
+      missing: categories that it was trained on and whose images are not there now.
     """
 
     run: Run
@@ -36,6 +37,7 @@ class Trained:
     encoder_params: Any
     inputs: Inputs
     calibration: Calibration | None = None
+    missing: tuple[str, ...] = ()
 
 
 def measured_on_good_images(trained: Trained) -> Trained:

@@ -24,6 +24,11 @@ def notes_on(results: Mapping[str, Any]) -> Iterator[str]:
             "(median). They may be inverted, or have a white background: its pixel metrics "
             "are wrong then. Save them with white defects on black and evaluate again."
         )
+    if missing := results.get("missing"):
+        yield (
+            f"Trained on, but without test images here: {', '.join(missing)}. The means "
+            "leave them out."
+        )
     if lost := results.get("lost_masks"):
         yield (
             f"{in_words(lost, 'defective image has', 'defective images have')} no mask: "

@@ -24,6 +24,7 @@ class Identity:
       normalisation: mean and standard deviation that the encoder normalises RGB with.
       preprocessor: what makes the encoder's input of an image.
       train_fingerprint: SHA-256 of the training images' names.
+      categories: of the training images; None in runs of versions that did not keep them.
     """
 
     config: Config
@@ -32,6 +33,7 @@ class Identity:
     normalisation: dict[str, list[float]]
     preprocessor: Preprocessor
     train_fingerprint: str
+    categories: tuple[str, ...] | None = None
 
     @classmethod
     def of(cls, run: Run, train_fingerprint: str) -> "Identity":
@@ -47,6 +49,7 @@ class Identity:
             },
             preprocessor=run.preprocessor,
             train_fingerprint=train_fingerprint,
+            categories=run.dataset.categories,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -64,6 +67,7 @@ class Identity:
         # Version 0.1.0 had another name for the one, and a side alone for the other.
         normalisation = values.get("normalisation", values.get("preprocessing"))
         preprocessor = values.get("preprocessor", {"side": config.data.image_side})
+        categories = values.get("categories")
         return cls(
             config=config,
             encoder=values["encoder"],
@@ -71,6 +75,7 @@ class Identity:
             normalisation=normalisation,
             preprocessor=Preprocessor.from_json(preprocessor),
             train_fingerprint=values["train_fingerprint"],
+            categories=None if categories is None else tuple(categories),
         )
 
 
