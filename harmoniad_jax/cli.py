@@ -25,6 +25,13 @@ from harmoniad_jax.errors import (
 )
 from harmoniad_jax.fields import field_types, type_name
 
+# Settings that commands without --config have a flag of their own for.
+FLAGS_OF_SETTINGS = {
+    "data.root": "root",
+    "data.data_dir": "data_dir",
+    "encoder.name": "encoder",
+    "calibration.false_positive_rate": "false_positive_rate",
+}
 OVERRIDE = re.compile(r"--?(?P<negated>no)?config\.(?P<path>[^=]+)(?:=(?P<value>.*))?$")
 
 
@@ -220,5 +227,15 @@ def _explain(error: flags.Error) -> str:
 
 
 def _fail(error: Exception | str) -> None:
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {_with_own_flags(str(error))}", file=sys.stderr)
     sys.exit(USER_ERROR_STATUS)
+
+
+def _with_own_flags(text: str) -> str:
+    """A message that names no --config.data.root where the command has a --root instead."""
+    if "config" in flags.FLAGS:
+        return text
+    for setting, flag in FLAGS_OF_SETTINGS.items():
+        if flag in flags.FLAGS:
+            text = re.sub(rf"(--)?\bconfig\.{re.escape(setting)}\b", f"--{flag}", text)
+    return text

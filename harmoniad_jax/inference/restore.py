@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from harmoniad_jax.checkpoints.store import Checkpoints
-from harmoniad_jax.config import with_settings
+from harmoniad_jax.config import Config, with_settings
 from harmoniad_jax.data.levels import Levels
 from harmoniad_jax.data.records import Dataset
 from harmoniad_jax.devices.processes import available_cores
@@ -20,6 +20,9 @@ from harmoniad_jax.run.run import Run, prepare_run
 from harmoniad_jax.run.stored import with_last_settings
 
 logger = logging.getLogger(__name__)
+
+# The sources whose images are files in a folder; all others are prepared data sets.
+FOLDERS = {"folder", "demo"}
 
 
 def open_trained(workdir: Path, changes: Mapping[str, Any] | None = None) -> Trained:
@@ -39,6 +42,7 @@ def open_trained(workdir: Path, changes: Mapping[str, Any] | None = None) -> Tra
     with Checkpoints(workdir, read_only=True) as checkpoints:
         stored = checkpoints.read_identity()
         config = with_settings(with_last_settings(stored.config, workdir), changes or {})
+        _check_places(config, changes or {})
         run = prepare_run(config, preprocessor=stored.preprocessor)
         given = Identity.of(run, stored.train_fingerprint)
         check_identity(stored, given, workdir)
@@ -67,6 +71,27 @@ def open_trained(workdir: Path, changes: Mapping[str, Any] | None = None) -> Tra
         )
         trained = measured_on_good_images(trained)
     return trained
+
+
+def _check_places(config: Config, changes: Mapping[str, Any]) -> None:
+    """Refuses to be told where images are of a kind that the run does not have.
+
+    Raises:
+      UserError: naming the flag that helps.
+    """
+    sources = config.data.sources
+    prepared = set(sources) - FOLDERS
+    if "data.root" in changes and not FOLDERS & set(sources):
+        raise UserError(
+            f"--root={changes['data.root']} says where a folder of images is, but the run "
+            f"was trained on {', '.join(sources)}; give --data_dir=DIR, where prepared "
+            "data sets are."
+        )
+    if "data.data_dir" in changes and not prepared:
+        raise UserError(
+            f"--data_dir={changes['data.data_dir']} says where prepared data sets are, but "
+            "the run was trained on a folder of images; give --root=FOLDER."
+        )
 
 
 def _of_trained_products(

@@ -30,24 +30,43 @@ def config_problems(
     ]
 
 
-def data_problems(config: Config) -> list[str]:
-    """What is wrong with where the images are said to be, on this machine."""
+def data_problems(config: Config, for_training: bool = True) -> list[str]:
+    """What is wrong with where the images are said to be, on this machine.
+
+    Args:
+      config: all settings.
+      for_training: whether a data set may be prepared anew from what was downloaded.
+    """
     data = config.data
     problems = []
-    if "folder" in data.sources and data.root and not Path(data.root).expanduser().is_dir():
-        problems.append(
-            f"data.root={data.root!r} is not a folder; expected one that holds "
-            "CATEGORY/train/good/ with images"
-        )
+    if "folder" in data.sources and data.root:
+        root = Path(data.root).expanduser()
+        wrong = None
+        if not root.is_dir():
+            wrong = "is not a folder"
+        elif not any(root.iterdir()):
+            wrong = "is an empty folder"  # perhaps of a disk that is not mounted
+        if wrong:
+            problems.append(
+                f"data.root={data.root!r} {wrong}; expected one that holds "
+                "CATEGORY/train/good/ with images. If they are elsewhere: "
+                "--config.data.root=FOLDER"
+            )
     named = {category.partition("/")[0] for category in data.categories}
     for name in data.sources:
         # Of several sources, those that no chosen category comes from are not opened.
         chosen = len(data.sources) == 1 or not named or name in named
         if name in BUILDERS and chosen:
             problem = missing_data(name, data.manual_dir, data.data_dir)
-            if problem:
+            if problem and for_training:
                 problems.append(
                     f"{problem} If they are elsewhere: --config.data.manual_dir=DIR"
+                )
+            elif problem:
+                where = f" in {data.data_dir}" if data.data_dir else ""
+                problems.append(
+                    f"the prepared data set {name} is not there{where}. If it is "
+                    "elsewhere: --config.data.data_dir=DIR"
                 )
     return problems
 

@@ -217,7 +217,7 @@ def resolve_config(
     """
     # Cheapest first: the encoder may have to be asked for over the network.
     num_devices = jax.device_count() if for_training else None
-    missing_data = data_problems(config) if with_data else []
+    missing_data = data_problems(config, for_training) if with_data else []
     problems = setting_problems(config, num_devices)
     if missing_data or any("encoder.untrained" in problem for problem in problems):
         raise_problems(missing_data + problems)

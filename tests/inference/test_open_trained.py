@@ -4,12 +4,13 @@ import os
 import shutil
 
 import pytest
-from run_helpers import rewritten
+from run_helpers import call_command, changed, rewritten
 
 from harmoniad_jax.checkpoints.store import Checkpoints
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.evaluation.evaluate import evaluate
 from harmoniad_jax.inference.restore import open_trained
+from harmoniad_jax.run.checks import data_problems
 
 ALL = ("fabric", "tablet", "washer")
 
@@ -87,6 +88,43 @@ def test_a_run_that_did_not_keep_the_names_of_its_products(
     else:
         assert categories_of(opened.run) == {"tablet", "bolt"}
         assert "did not keep the names of its products" in heard()[0]
+
+
+@pytest.mark.parametrize("content", ["absent", "empty"])
+def test_evaluate_says_which_of_its_flags_helps(trained_run, tmp_path, content):
+    """The settings of training, such as --config.data.root, are none of its flags."""
+    root = tmp_path / "moved"
+    if content == "empty":
+        root.mkdir()
+    done = call_command("evaluate", "--workdir", trained_run.workdir, "--root", root)
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if "error: " in line]
+    assert f"data.root='{root}' is" in line
+    assert line.endswith("If they are elsewhere: --root=FOLDER.")
+
+
+def test_prepared_data_sets_that_moved(tiny_config, tmp_path):
+    config = prepared(tiny_config, tmp_path)
+    (trains,), (evaluates,) = data_problems(config), data_problems(config, False)
+    assert trains.endswith("--config.data.manual_dir=DIR")
+    assert f"btad is not there in {tmp_path}" in evaluates
+    assert evaluates.endswith("If it is elsewhere: --config.data.data_dir=DIR")
+
+
+def test_a_place_of_another_kind_of_images(trained_run, tiny_config, tmp_path):
+    with pytest.raises(UserError, match="give --root=FOLDER"):
+        open_trained(trained_run.workdir, {"data.data_dir": "there"})
+    workdir = tmp_path / "run"
+    shutil.copytree(trained_run.workdir, workdir)
+    newest = max((workdir / "checkpoints").iterdir(), key=lambda path: path.name)
+    with rewritten(newest, "identity") as identity:
+        identity["config"]["data"]["sources"] = ["btad"]
+    with pytest.raises(UserError, match="trained on btad; give --data_dir=DIR"):
+        open_trained(workdir, {"data.root": "there"})
+
+
+def prepared(config, folder):
+    return changed(config, "data", sources=("btad",), data_dir=str(folder), root="")
 
 
 def test_a_workdir_that_is_not_text(tmp_path):
