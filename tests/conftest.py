@@ -1,7 +1,10 @@
 """A miniature data set and run for every test."""
 
+import fcntl
 import gc
 import logging
+import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,7 +73,7 @@ def trained_run(tmp_path_factory, tiny_config) -> TrainedRun:
     """A run that holds out 3 of the 8 images of each category.
 
     The checkpoints of its steps 4 and 6 are kept. Its features are in a cache of its own.
-    Read it, or copy it: others use it too.
+    Read it, or copy it: others use it too, in the other workers as well.
     """
     # Imported late: most tests need no training.
     from harmoniad_jax.training.loop import train_and_evaluate
@@ -81,8 +84,24 @@ def trained_run(tmp_path_factory, tiny_config) -> TrainedRun:
     config.cache.folder = str(tmp_path_factory.mktemp("features"))
     config.evaluation.report = False
     config = parse_config(config)
-    workdir = tmp_path_factory.mktemp("runs") / "trained"
-    return TrainedRun(config, workdir, train_and_evaluate(config, workdir))
+
+    def train():
+        workdir = tmp_path_factory.mktemp("runs") / "trained"
+        return config, workdir, train_and_evaluate(config, workdir)
+
+    return TrainedRun(*made_once(tmp_path_factory, "trained_run", train))
+
+
+def made_once(tmp_path_factory, name: str, make: Callable[[], Any]) -> Any:
+    """What `make` returns in the worker that is first; the others wait for it."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return make()
+    made = tmp_path_factory.getbasetemp().parent / name
+    with made.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            made.write_bytes(pickle.dumps(make()))
+        return pickle.loads(made.read_bytes())
 
 
 @pytest.fixture
