@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 from run_helpers import call_command, changed
 
-from harmoniad_jax.config import Config
+from configs import folder, mvtec
+from harmoniad_jax.config import Config, parse_config
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.evaluation.evaluate import evaluate_run
 from harmoniad_jax.training.loop import train_and_evaluate
@@ -22,18 +23,20 @@ DEMO = ("--config", "configs/demo.py")
 SHOW_CONFIG = """
 import json, sys, types
 from harmoniad_jax import train
-loop = types.ModuleType("loop")
+startup, loop = types.ModuleType("startup"), types.ModuleType("loop")
+startup.start = lambda **_: None
 loop.train_and_evaluate = lambda config, _: print(json.dumps(config.to_dict()))
+sys.modules["harmoniad_jax.devices.startup"] = startup
 sys.modules["harmoniad_jax.training.loop"] = loop
 train.main()
 """
 
 
-def run(*command):
+def run(*command, folder=ROOT):
     return subprocess.run(
         [sys.executable, *map(str, command)],
-        cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        cwd=folder,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=300,
@@ -60,9 +63,9 @@ def error_in_settings(*overrides):
 @pytest.fixture
 def workdir(tmp_path):
     """A folder for a run that must not be made."""
-    folder = tmp_path / "run"
-    yield folder
-    assert not folder.exists()
+    place = tmp_path / "run"
+    yield place
+    assert not place.exists()
 
 
 # Flags: refused before JAX is loaded.
@@ -144,14 +147,13 @@ def test_unknown_short_name_of_a_config(workdir, given):
 
 
 @pytest.mark.parametrize("flag", ["--config=", "-config=", "--config "])
-def test_short_name_of_a_config_from_any_folder(tmp_path, workdir, flag):
-    arguments = f"{flag}folder:root={tmp_path / 'nowhere'},encoder=untrained".split()
-    done = call_command(
-        *("train", *arguments, "--workdir", workdir, "--config.model.head_width=32"),
-        folder=tmp_path,
-    )
-    assert done.returncode == 2
-    assert f"{tmp_path / 'nowhere'}" in done.stderr
+def test_short_name_of_a_config_from_any_folder(tmp_path, flag):
+    arguments = f"{flag}folder:root=photos,encoder=untrained".split()
+    done = run("-c", SHOW_CONFIG, *arguments, "--workdir", "runs/never", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    settings = json.loads(done.stdout)
+    assert settings["data"]["root"] == "photos"
+    assert settings["encoder"]["name"] == "untrained"
 
 
 def test_a_file_has_precedence_over_a_short_name(tmp_path, workdir):
@@ -243,11 +245,8 @@ def test_overrides_arrive():
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("bottle", ["bottle"]),
         ("01", ["01"]),
-        ("01,02", ["01", "02"]),
-        ("10", ["10"]),
-        ("1,2", ["1", "2"]),
+        ("01,2", ["01", "2"]),
         ("pipe fryum,1x", ["pipe fryum", "1x"]),
         ("", []),
     ],
@@ -276,25 +275,19 @@ def test_root_that_does_not_exist(tmp_path, workdir):
 
 
 def test_public_data_set_that_is_not_there(workdir, tmp_path):
-    line = error_of(
-        *("train", "--config", "configs/mvtec.py", "--workdir", workdir),
-        f"--config.data.data_dir={tmp_path}",
-    )
-    assert str(tmp_path / "downloads" / "manual") in line
-    assert "Download mvtec_anomaly_detection.tar.xz" in line
-    assert "--config.data.manual_dir=DIR" in line
+    config = parse_config(mvtec.get_config())
+    config = changed(config, "data", data_dir=str(tmp_path))
+    with pytest.raises(UserError, match="Download mvtec_anomaly_detection.tar.xz") as error:
+        train_and_evaluate(config, workdir)
+    assert str(tmp_path / "downloads" / "manual") in str(error.value)
+    assert "--config.data.manual_dir=DIR" in str(error.value)
 
 
 def test_encoder_that_does_not_exist(products, tmp_path, workdir):
-    line = error_of(
-        "train",
-        "--config",
-        f"configs/folder.py:root={products},encoder={tmp_path / 'weights'}",
-        "--workdir",
-        workdir,
-    )
-    assert str(tmp_path / "weights") in line
-    assert "config.json" in line
+    settings = f"root={products},encoder={tmp_path / 'weights'}"
+    with pytest.raises(UserError, match="config.json") as error:
+        train_and_evaluate(parse_config(folder.get_config(settings)), workdir)
+    assert str(tmp_path / "weights") in str(error.value)
 
 
 def test_evaluate_of_an_empty_workdir(tmp_path):
