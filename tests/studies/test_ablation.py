@@ -16,6 +16,7 @@ from harmoniad_jax.errors import UserError
 from harmoniad_jax.locks import lock
 from harmoniad_jax.metrics import METRIC_NAMES
 from harmoniad_jax.run.run import describe, resolve_config
+from harmoniad_jax.studies.ablation import Ablation
 from harmoniad_jax.studies.ablation_tables import leave_one_out, over_seeds, variants_table
 from harmoniad_jax.studies.variants import (
     REFERENCE,
@@ -214,27 +215,36 @@ def test_variants_are_trained_compared_and_kept(tiny_config, tmp_path):
 
     # Where the images are may change; how they are trained on may not.
     other = with_settings(config, {"train.batch_size": 16, "data.threads": 1})
-    refused = ablate(other, workdir, "--variants=plain", "--seeds=0")
-    assert refused.returncode == 2
-    assert "config.train.batch_size is 16 but was 8. Give another" in refused.stderr
-    assert "threads" not in refused.stderr
+    changed = "config.train.batch_size is 16 but was 8. Give another"
+    with pytest.raises(UserError, match=changed) as error:
+        Ablation(other, workdir, ["plain"], [0]).run()
+    assert "threads" not in str(error.value)
+
+
+def test_a_mistake_is_one_line(tiny_config, tmp_path):
+    made = ablate(tiny_config, tmp_path / "ablation", "--seeds=a")
+    assert made.returncode == 2
+    assert made.stderr.startswith("error: --seeds=a is not a list of numbers")
+    assert made.stderr.count("\n") == 1
+    assert not (tmp_path / "ablation").exists()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("variant", "message"),
     [
-        (("--variants=plane",), "variant 'plane' is unknown"),
-        (("--seeds=a",), "--seeds=a is not a list of numbers"),
-        (
-            ("--variants=plain", "--workdir=/dev/null/runs"),
-            "--workdir=/dev/null/runs cannot be made",
-        ),
-        (("--variants=groups-3",), "variant 'groups-3': config.encoder.groups is 3"),
+        ("plane", "variant 'plane' is unknown"),
+        ("groups-3", "variant 'groups-3': config.encoder.groups is 3"),
     ],
 )
-def test_a_mistake_is_one_line(tiny_config, tmp_path, arguments, message):
-    made = ablate(tiny_config, tmp_path / "ablation", *arguments)
-    assert made.returncode == 2
-    assert made.stderr.startswith("error: ") and message in made.stderr
-    assert made.stderr.count("\n") == 1
+def test_a_variant_that_cannot_be_made_leaves_nothing_behind(
+    tiny_config, tmp_path, variant, message
+):
+    with pytest.raises(UserError, match=message):
+        Ablation(tiny_config, tmp_path / "ablation", [variant], [0])
     assert not (tmp_path / "ablation").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_reported(tiny_config):
+    ablation = Ablation(tiny_config, Path("/dev/null/runs"), ["plain"], [0])
+    with pytest.raises(UserError, match="--workdir=/dev/null/runs cannot be made"):
+        ablation.run()
