@@ -133,7 +133,8 @@ def test_a_run_reads_and_decodes_each_training_image_once(
     monkeypatch.setattr(type(tmp_path), "read_bytes", counting_read)
     for module in (image_files, preprocess):
         monkeypatch.setattr(module, "decode", counting_decode)
-    config = changed(shallow(tiny_config), "calibration", holdout=0.4)
+    config = changed(shallow(tiny_config), "model", variant="plain")
+    config = changed(config, "calibration", holdout=0.4)
     folder = str(tmp_path / "cache")
     config = changed(config, "cache", folder=folder, evaluation=True)
     train_and_evaluate(config, tmp_path / "run")

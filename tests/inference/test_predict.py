@@ -475,6 +475,7 @@ def test_the_command_judges_what_it_can_and_its_status_tells(
     }
 
 
+@pytest.mark.slow
 def test_the_command_ends_well_when_all_is_well(trained_run, photos, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine.txt").write_text("mine")
