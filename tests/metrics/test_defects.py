@@ -34,7 +34,7 @@ def random_category(seed=0, shape=(6, 40, 40)):
 
 
 @given(maps_and_masks())
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=60)
 def test_the_mean_overlap_of_all_defects_is_aupro(category):
     maps, masks = category
     overlaps, expected = defects_of(maps, masks).overlaps, aupro(maps, masks)

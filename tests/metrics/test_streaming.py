@@ -76,7 +76,7 @@ def categories(draw):
 
 
 @given(categories(), st.integers(1, 4))
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 def test_the_exact_figures_lie_within_the_bounds(category, batch_size):
     result = stream(category, batch_size).compute()
     assert_within_bounds(result, category_metrics(*category))

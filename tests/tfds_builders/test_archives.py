@@ -164,7 +164,7 @@ def test_a_spoilt_byte_anywhere_is_noticed_or_harmless(small, tmp_path, flip):
 
 
 @settings(
-    max_examples=150,
+    max_examples=60,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
