@@ -196,17 +196,19 @@ def test_every_cut_of_the_log_is_read(tmp_path):
 
 @pytest.mark.parametrize("name", ["config.json", "results.json"])
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]", b"null", b"7"])
-def test_a_damaged_file_names_its_run(tmp_path, name, content):
+def test_a_damaged_file_is_named(tmp_path, name, content):
     folder = make_run(tmp_path / "a", figures=mean())
     (folder / name).write_bytes(content)
-    with pytest.raises(UserError, match=re.escape(f"{folder} is damaged")):
+    with pytest.raises(UserError, match=re.escape(f"{folder / name} is damaged")):
         read_run(folder)
 
 
-def test_a_log_of_another_kind_names_its_run(tmp_path):
+def test_a_log_of_another_kind_is_named(tmp_path):
     folder = make_run(tmp_path / "a")
     (folder / "metrics.jsonl").write_text('{"epoch": 1}\n')
-    with pytest.raises(UserError, match=re.escape(f"{folder} is damaged")):
+    with pytest.raises(
+        UserError, match=re.escape(f"{folder / 'metrics.jsonl'} is damaged")
+    ):
         read_run(folder)
 
 

@@ -133,7 +133,7 @@ def test_a_data_set_that_is_not_there_says_what_to_download(tiny_config, tmp_pat
     # And before the encoder is asked for, all that are missing at once.
     config = changed(tiny_config, "data", sources=("mvtec_ad", "btad"), **where)
     with pytest.raises(UserError) as error:
-        prepare_run(config)
+        prepare_run(config, for_training=True)
     for part in (
         *(str(manual), "holds no part of mvtec_ad", "holds no part of btad"),
         *("Download mvtec_anomaly_detection.tar.xz", "--config.data.manual_dir=DIR"),
