@@ -504,5 +504,5 @@ def test_a_failed_save_does_not_hide_what_else_went_wrong(identity, tmp_path, ca
 
 def test_a_folder_that_cannot_be_made_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="--workdir=.*file cannot be made"):
+    with pytest.raises(UserError, match="--workdir=.*file cannot be used"):
         Checkpoints(tmp_path / "file")

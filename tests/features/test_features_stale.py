@@ -202,7 +202,12 @@ def test_another_program_uses_nothing_of_this_one(run, log, monkeypatch):
 def test_the_program_is_all_files_that_make_features(tmp_path):
     """Whatever family of encoders comes, and in whatever file."""
     *others, encoders = encode_module.PROGRAM
-    assert [path.name for path in others] == ["images.py", "preprocess.py"]
+    assert [path.name for path in others] == [
+        "deep.py",
+        "images.py",
+        "levels.py",
+        "preprocess.py",
+    ]
     files = {path.name for path in encoders.iterdir()}
     assert {"encoder.py", "clip.py", "dinov2.py", "attention.py"} <= files
 
