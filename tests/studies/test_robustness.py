@@ -193,6 +193,7 @@ def test_runs_are_evaluated_under_corruptions(trained_run, tmp_path):
             Robustness(workdirs, output, **settings | others).run()
 
 
+@pytest.mark.slow
 def test_the_command_evaluates_through_bands(trained_run, tmp_path):
     done = call_command(
         *("robustness", trained_run.workdir, f"--output={tmp_path}", "--bands"),
