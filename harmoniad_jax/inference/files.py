@@ -24,7 +24,7 @@ from harmoniad_jax.words import in_words
 
 # A path of more bytes is none, on any system.
 LONGEST_PATH = 4096
-UNREADABLE = "unreadable"  # beside the verdicts True, False and None
+UNREADABLE = "unreadable"  # counted like the verdicts True, False and None
 
 
 def predict_files(
