@@ -71,7 +71,12 @@ def stated_depth(stream: BinaryIO) -> int | None:
 
 def _count_pages(tiff: tifffile.TiffFile) -> int:
     """Pages without previews of smaller size."""
-    return sum(not page.is_reduced for page in tiff.pages)
+    counted: dict[int, bool] = {}
+    for page in tiff.pages:
+        if page.offset in counted:
+            break  # a damaged chain that runs in a circle
+        counted[page.offset] = not page.is_reduced
+    return sum(counted.values())
 
 
 def _from_tiff(name: str, tiff: tifffile.TiffFile) -> RawImage | None:

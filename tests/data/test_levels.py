@@ -1,6 +1,7 @@
 """White of images deeper than 8 bits: stated, measured once for a set, or refused."""
 
 import logging
+import struct
 import zlib
 
 import imagecodecs
@@ -214,6 +215,22 @@ def test_a_set_that_uses_little_of_its_range_is_warned_of(tmp_path, listen):
 def test_pages_are_counted_and_the_first_is_read(tmp_path):
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, np.stack([shares(65535)] * 3), photometric="minisblack")
+    assert "3 pages" in Preprocessor(8).decode(path).note
+    assert_seen(pixels_of(Preprocessor(8), path))
+
+
+@pytest.mark.parametrize("back_to", [0, 1, 2])
+def test_pages_that_run_in_a_circle_are_counted_once(tmp_path, back_to):
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as writer:
+        for _ in range(3):
+            writer.write(shares(65535), photometric="minisblack", contiguous=False)
+    with tifffile.TiffFile(path) as tiff:
+        offsets = [page.offset for page in tiff.pages]
+    data = bytearray(path.read_bytes())
+    (tags,) = struct.unpack_from("<H", data, offsets[-1])
+    struct.pack_into("<I", data, offsets[-1] + 2 + 12 * tags, offsets[back_to])
+    path.write_bytes(data)
     assert "3 pages" in Preprocessor(8).decode(path).note
     assert_seen(pixels_of(Preprocessor(8), path))
 

@@ -70,10 +70,6 @@ def good_images() -> Iterator[tuple[str, bytes, tuple[int, int]]]:
         yield name, encoded(colour.convert("CMYK"), image_format), size
     yield "16.png", encoded(Image.fromarray(deep.astype(np.uint16)), "PNG"), size
     yield "16.tif", encoded(Image.fromarray(deep.astype(np.uint16)), "TIFF"), size
-    yield "32.tif", encoded(Image.fromarray(deep.astype(np.int32)), "TIFF"), size
-    floats = np.float32(deep)
-    floats[0, :3] = [np.nan, np.inf, -np.inf]
-    yield "float.tif", encoded(Image.fromarray(floats), "TIFF"), size
     for mode in ("RGBA", "LA", "P", "1", "L"):
         yield f"{mode}.png", encoded(colour.convert(mode), "PNG"), size
     palette = encoded(colour.quantize(16), "PNG", transparency=bytes([0, 128, 255]))
@@ -117,8 +113,20 @@ def damaged_images() -> Iterator[tuple[str, bytes]]:
     yield "loop.tif", b"II*\x00\x08\x00\x00\x00\x00\x00\x08\x00\x00\x00"
 
 
+def images_without_scale() -> Iterator[tuple[str, bytes, str]]:
+    """Name and content of images whose white nobody can know, and what is said of each."""
+    deep = np.linspace(0, 65535, 24 * 30).reshape(24, 30)
+    whole = encoded(Image.fromarray(deep.astype(np.int32)), "TIFF")
+    yield "32.tif", whole, "does not state what white is"
+    floats = np.float32(deep)
+    floats[0, :3] = [np.nan, np.inf, -np.inf]
+    content = encoded(Image.fromarray(floats), "TIFF")
+    yield "float.tif", content, "has 3 values that are not finite numbers"
+
+
 GOOD = {name: (content, size) for name, content, size in good_images()}
 DAMAGED = dict(damaged_images())
+UNSCALED = {name: (content, said) for name, content, said in images_without_scale()}
 
 
 @pytest.fixture(scope="module")
@@ -126,10 +134,9 @@ def hostile(model, tmp_path_factory):
     """All of them in one folder, judged together: rows, and the folder."""
     folder = tmp_path_factory.mktemp("hostile")
     (folder / "photos").mkdir()
-    assert GOOD.keys().isdisjoint(DAMAGED)
-    for name, content in (
-        DAMAGED | {n: content for n, (content, _) in GOOD.items()}
-    ).items():
+    others = {name: content for name, (content, _) in (GOOD | UNSCALED).items()}
+    assert others.keys().isdisjoint(DAMAGED)
+    for name, content in (DAMAGED | others).items():
         (folder / "photos" / name).write_bytes(content)
     (folder / "photos/folder.png").mkdir()
     with pytest.MonkeyPatch.context() as patch:
@@ -163,6 +170,15 @@ def test_an_odd_image_is_judged(hostile, model, name):
     with Image.open(folder / f"out/overlays/{name}.jpg") as image:
         image.load()
         assert image.width <= 2048
+
+
+@pytest.mark.parametrize("name", UNSCALED)
+def test_an_image_without_a_scale_is_a_row_with_its_error(hostile, name):
+    _, rows = hostile
+    _, said = UNSCALED[name]
+    assert name in rows[name]["error"]
+    assert said in rows[name]["error"]
+    assert rows[name]["score"] == ""
 
 
 @pytest.mark.parametrize("name", DAMAGED)
