@@ -102,14 +102,20 @@ def setting(default: Any, *, touches: Touches, older: Any = _ABSENT, **known: An
     return dataclasses.field(default=default, metadata={_METADATA: described})
 
 
-def settings_of(kind: type, prefix: str = "") -> Iterator[tuple[str, Setting]]:
-    """Dotted path and description of every single field of nested dataclasses."""
+def _single_fields(kind: type, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Dotted path, type and metadata of every single field of nested dataclasses."""
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
-        if dataclasses.is_dataclass(hints[field.name]):
-            yield from settings_of(hints[field.name], f"{prefix}{field.name}.")
+        hint, path = hints[field.name], prefix + field.name
+        if dataclasses.is_dataclass(hint):
+            yield from _single_fields(hint, f"{path}.")
         else:
-            yield prefix + field.name, field.metadata[_METADATA]
+            yield path, hint, field.metadata
+
+
+def settings_of(kind: type) -> Iterator[tuple[str, Setting]]:
+    """Dotted path and description of every single field of nested dataclasses."""
+    return ((path, known[_METADATA]) for path, _, known in _single_fields(kind))
 
 
 def touching(kind: type, *what: Touches) -> tuple[str, ...]:
@@ -194,14 +200,9 @@ def with_older_values(kind: type, stored: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def field_types(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def field_types(kind: type) -> Iterator[tuple[str, Any]]:
     """Dotted path and type of every single field of nested dataclasses."""
-    hints = typing.get_type_hints(kind)
-    for field in dataclasses.fields(kind):
-        if dataclasses.is_dataclass(hints[field.name]):
-            yield from field_types(hints[field.name], f"{prefix}{field.name}.")
-        else:
-            yield prefix + field.name, hints[field.name]
+    return ((path, hint) for path, hint, _ in _single_fields(kind))
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
