@@ -92,16 +92,6 @@ def folder_dataset(root: Path, categories: Sequence[str] = ()) -> Dataset:
     return Dataset(train=train, test=test)
 
 
-def check_images(records: Sequence[Record]) -> None:
-    """Decodes every image and mask once, so that a bad file stops a run at its start.
-
-    Raises:
-      UserError: naming the files that cannot be read.
-    """
-    images, masks = [record.image for record in records], masks_of(records)
-    raise_problems(unreadable(images, masks), LISTED_PROBLEMS)
-
-
 def masks_of(records: Sequence[Record]) -> list[ImageFile]:
     """The masks of the records that have one."""
     return [record.mask for record in records if record.mask is not None]

@@ -46,19 +46,8 @@ class Preprocessor:
     levels: Levels = dataclasses.field(default_factory=Levels)
     max_megapixels: float = dataclasses.field(default=MAX_MEGAPIXELS, compare=False)
 
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        """An image in memory.
-
-        Args:
-          image: [H0, W0, 3] or [H0, W0] uint8, RGB or grey.
-
-        Returns:
-          [S, S, 3] uint8.
-        """
-        return self.scale(Image.fromarray(image))
-
     def load(self, file: ImageFile) -> np.ndarray:
-        """The same for an image file, without the copies between the two.
+        """An image file as the encoder sees it, [S, S, 3] uint8.
 
         Raises:
           UserError: the file is missing, truncated or no image.

@@ -124,11 +124,6 @@ class ImageReader:
         self._room += pixels.nbytes
         return pixels
 
-    def forget(self) -> None:
-        """Lets go of what still waits."""
-        self._waiting.clear()
-        self._room = WAITING_BYTES
-
     def _digests(self, records: Sequence[Record], problems: list[str]) -> list[bytes]:
         """The SHA-256 of each image; zeros, and a problem, where it cannot be read."""
 

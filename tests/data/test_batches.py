@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from harmoniad_jax.data.batches import evaluation_batches, training_batches, training_order
-from harmoniad_jax.data.images import read_image
 from harmoniad_jax.data.masks import read_masks, resize_mask
 from harmoniad_jax.data.preprocess import Preprocessor
 from harmoniad_jax.data.records import Record
@@ -420,7 +419,7 @@ def test_an_evaluation_image_is_what_preprocess_gives(products):
     empty = np.zeros((16, 16, 3), np.uint8)
     (batch,) = evaluation_batches(records, loader(16), empty, batch_size=4, threads=1)
     for image, path in zip(batch.rows, paths, strict=False):
-        np.testing.assert_array_equal(image, Preprocessor(16)(read_image(path)))
+        np.testing.assert_array_equal(image, Preprocessor(16).load(path))
 
 
 def test_no_records_are_no_batches():

@@ -28,6 +28,7 @@ from run_helpers import assert_bitwise_equal, changed
 
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.features import encode as encode_module
+from harmoniad_jax.features import reading
 from harmoniad_jax.features.reading import ImageReader
 from harmoniad_jax.features.store import FeatureCache
 from harmoniad_jax.run.run import prepare_run
@@ -71,10 +72,10 @@ def test_an_image_that_changes_before_it_is_encoded_is_not_taken_for_the_old_one
 
     def read_then_edit(reader, *files):
         read(reader, *files)
-        reader.forget()
         Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
 
     monkeypatch.setattr(ImageReader, "read", read_then_edit)
+    monkeypatch.setattr(reading, "WAITING_BYTES", 0)
     with contextlib.suppress(UserError):
         opened(run)
     monkeypatch.undo()

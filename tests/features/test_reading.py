@@ -97,11 +97,11 @@ def test_what_waits_is_what_the_preprocessor_gives(tmp_path, monkeypatch):
         reader.take(found[0])
 
 
-def test_an_image_that_changed_since_it_was_hashed_is_refused(tmp_path):
+def test_an_image_that_changed_since_it_was_hashed_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "WAITING_BYTES", 0)
     (record,) = drawn(tmp_path, 1)
     reader = ImageReader(PREPROCESSOR, 1)
     (found,) = reader.hashed([record])
-    reader.forget()
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(record.image)
     with pytest.raises(UserError, match="changed while the program ran"):
         reader.take(found)
