@@ -66,7 +66,7 @@ def is_heif(name: str, start: bytes = b"") -> bool:
 def advice_on(name: str, start: bytes = b"") -> str:
     """What to do with a file that looks like a photo but cannot be read; may be empty."""
     if is_heif(name, start) and not reads_heif():
-        return "pip install pillow-heif, or save it as JPEG or PNG"
+        return "pip install pillow-heif, or convert to JPEG or PNG"
     if PurePath(name).suffix.lower() in UNREAD_SUFFIXES - IMAGE_SUFFIXES:
-        return "save it as PNG, TIFF or JPEG"
+        return "convert to PNG, TIFF or JPEG"
     return ""

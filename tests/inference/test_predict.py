@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import sys
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -15,7 +16,6 @@ from predict_helpers import files_of, ignore_pillow, rows_of, write_image
 from run_helpers import call_command
 from tqdm import tqdm
 
-from harmoniad_jax.data import suffixes
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.inference import files as module
 from harmoniad_jax.inference.files import find_files, guess_category, predict_files
@@ -166,7 +166,7 @@ def test_what_looks_like_a_photo_has_a_row(predict, photos, tmp_path, name):
 def test_heic_without_its_plugin_is_explained_whatever_its_name(
     predict, photos, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(suffixes, "reads_heif", lambda: False)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
     (photos / "iphone.jpg").write_bytes(b"\0\0\0\x18ftypheic")
     predict(photos, tmp_path / "out")
     row = {row["path"]: row for row in rows_of(tmp_path / "out")}["iphone.jpg"]
