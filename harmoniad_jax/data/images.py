@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import simplejpeg
 from PIL import Image, ImageOps
 
 from harmoniad_jax.data.deep import read_deep, stated_depth
@@ -24,6 +25,9 @@ EXIF_ORIENTATION = 0x0112
 EXIF_ON_ITS_SIDE = (5, 6, 7, 8)
 # Formats whose stated depth Pillow spreads over 16 bits.
 SPREAD_FORMATS = ("JPEG2000", "PPM")
+JPEG_FORMATS = ("JPEG", "MPO")
+# How libjpeg's warnings of lost data begin.
+JPEG_DAMAGE = "Corrupt JPEG data"
 # The limit of `decode` where no run sets one, and what takes the place of Pillow's own,
 # which a line scan exceeds.
 MAX_MEGAPIXELS = 500.0
@@ -69,11 +73,13 @@ class Decoded(NamedTuple):
       image: upright, of mode L or RGB.
       clipped: share of its values above the white level that it was scaled with.
       pages: of its file; the first one is the image.
+      damaged: pixels were lost, and what stands in their place was made up.
     """
 
     image: Image.Image
     clipped: float = 0.0
     pages: int = 1
+    damaged: bool = False
 
     @property
     def note(self) -> str:
@@ -83,6 +89,8 @@ class Decoded(NamedTuple):
             notes.append(f"its file has {self.pages} pages: this is the first")
         if self.clipped > MOST_CLIPPED:
             notes.append(f"{100 * self.clipped:.2g} % of its values are above white")
+        if self.damaged:
+            notes.append("its file is damaged: a part of the image may be missing or grey")
         return "; ".join(notes)
 
 
@@ -102,7 +110,7 @@ def decode(
       UserError: the file is missing, truncated, too large or no image, or its white is
         not known.
     """
-    found, pages = open_image(file, max_megapixels)
+    found, pages, damaged = open_image(file, max_megapixels)
     if isinstance(found, RawImage):
         values, clipped = levels.to_eight_bits(found)
         return Decoded(Image.fromarray(values), clipped, pages)
@@ -111,16 +119,25 @@ def decode(
         found = found.convert("RGBA")
     # To convert a mode to itself would copy it; grey is repeated after it was scaled down.
     mode = "L" if found.mode in ("1", "L", "LA") else "RGB"
-    return Decoded(found if found.mode == mode else found.convert(mode), pages=pages)
+    image = found if found.mode == mode else found.convert(mode)
+    return Decoded(image, pages=pages, damaged=damaged)
 
 
-def open_image(
-    file: ImageFile, max_megapixels: float = MAX_MEGAPIXELS
-) -> tuple[Image.Image | RawImage, int]:
+class Opened(NamedTuple):
+    """An image as its file holds it, upright: of 8 bits in any mode, or deeper.
+
+    Attributes:
+      image: the pixels.
+      pages, damaged: see `Decoded`.
+    """
+
+    image: Image.Image | RawImage
+    pages: int = 1
+    damaged: bool = False
+
+
+def open_image(file: ImageFile, max_megapixels: float = MAX_MEGAPIXELS) -> Opened:
     """Decodes an image file to 8 bits in any mode, or to its values if it is deeper.
-
-    Returns:
-      The upright image, and the number of pages of its file.
 
     Raises:
       UserError: the file is missing, truncated or no image, or too large.
@@ -129,14 +146,14 @@ def open_image(
         data = file.read_bytes()
         raw, pages = read_deep(str(file), data, lambda *size: _check(size, max_megapixels))
         if raw is not None:
-            return raw, pages
+            return Opened(raw, pages)
         image, file_format = _decode(data, max_megapixels)
         if image.mode.startswith(("I", "F")):
             # Pillow spreads what a Netpbm or JPEG 2000 file states over 16 bits.
             spread = image.mode != "F" and file_format in SPREAD_FORMATS
             white = 65535.0 if spread else None
-            return RawImage(str(file), np.asarray(image), white), pages
-        return image, pages
+            return Opened(RawImage(str(file), np.asarray(image), white), pages)
+        return Opened(image, pages, file_format in JPEG_FORMATS and _lost_pixels(data))
 
 
 def decoded_size(file: ImageFile) -> tuple[int, int]:
@@ -145,7 +162,7 @@ def decoded_size(file: ImageFile) -> tuple[int, int]:
     Raises:
       UserError: the file is missing, truncated or no image.
     """
-    found, _ = open_image(file)
+    found = open_image(file).image
     return found.values.shape[1::-1] if isinstance(found, RawImage) else found.size
 
 
@@ -193,6 +210,18 @@ def _decode(
         file_format = image.format
         ImageOps.exif_transpose(image, in_place=True)
         return image, file_format
+
+
+def _lost_pixels(jpeg: bytes) -> bool:
+    """Whether a JPEG file has lost pixels, which Pillow fills with grey without a word.
+
+    A second decoder reads it again, at an eighth of the size, and is strict.
+    """
+    try:
+        simplejpeg.decode_jpeg(jpeg, "GRAY", min_height=1, min_width=1, strict=True)
+    except ValueError as error:
+        return JPEG_DAMAGE in str(error)
+    return False
 
 
 def _check(size: tuple[int, int], max_megapixels: float) -> None:

@@ -125,7 +125,7 @@ def _opened(file: ImageFile) -> tuple[np.ndarray, np.ndarray | None, bool]:
       What is painted, [H0, W0], zero for background; the alpha channel, if any; and whether
       the file's format may have changed its pixels.
     """
-    found, _ = open_image(file)
+    found = open_image(file).image
     image = found
     if isinstance(found, RawImage):
         try:

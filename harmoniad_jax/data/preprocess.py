@@ -122,7 +122,7 @@ def measure_preprocessor(
         if not is_deep(records[row].image):
             continue
         try:
-            found, _ = open_image(records[row].image, max_megapixels)
+            found = open_image(records[row].image, max_megapixels).image
         except UserError:
             continue  # it is named when all images are read
         if isinstance(found, RawImage):

@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 from scipy import ndimage
 
-from harmoniad_jax.data.images import read_image, read_size
+from harmoniad_jax.data.images import decode, read_image, read_size
 from harmoniad_jax.data.mask_files import read_mask
 from harmoniad_jax.data.masks import resize_mask
 from harmoniad_jax.data.preprocess import Preprocessor
@@ -188,6 +188,27 @@ def test_size_of_a_file_that_is_no_image(tmp_path):
             read_size(tmp_path / name)
     with pytest.raises(UserError, match="absent.png"):
         read_size(tmp_path / "absent.png")
+
+
+def test_a_jpeg_that_lost_pixels_is_noted(tmp_path):
+    """Pillow fills them with grey, and says a word only if the file's end is lost too."""
+    path = saved(tmp_path, noise(64, 64), ".jpg", quality=90)
+    whole = path.read_bytes()
+    assert decode(path).note == ""
+    end = whole[-2:]
+    path.write_bytes(whole[:-2] + bytes(3) + end)  # padding loses nothing
+    assert decode(path).note == ""
+    path.write_bytes(whole[: len(whole) // 2] + end)
+    assert "damaged" in decode(path).note
+    path.write_bytes(whole[: len(whole) // 2] + bytes(len(whole) // 2) + end)
+    assert "damaged" in decode(path).note
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "RGB"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
+def test_a_whole_jpeg_is_not_called_damaged(tmp_path, mode, options):
+    image = Image.fromarray(noise(33, 65)).convert(mode)
+    assert decode(saved(tmp_path, image, ".jpg", **options)).note == ""
 
 
 @pytest.mark.parametrize("read", [read_image, read_mask, read_size])
