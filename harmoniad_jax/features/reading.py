@@ -7,16 +7,18 @@ features are stored already is not decoded: it was when they were made.
 import dataclasses
 import hashlib
 import logging
+from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from tqdm import tqdm
 
+from harmoniad_jax.data.copies import THUMBNAIL_SIDE, nearly_alike, thumbnail
 from harmoniad_jax.data.folder import LISTED_PROBLEMS, unreadable
 from harmoniad_jax.data.preprocess import Preprocessor
 from harmoniad_jax.data.records import EncodedImage, ImageFile, Record
-from harmoniad_jax.devices.processes import map_shared, my_share, together
+from harmoniad_jax.devices.processes import is_main, map_shared, my_share, together
 from harmoniad_jax.errors import UserError, raise_problems
 from harmoniad_jax.features.store import FeatureCache
 from harmoniad_jax.words import in_words
@@ -30,6 +32,9 @@ NAMED = 3
 # A set of images whose brightest pixel is below this uses little of its range.
 DARK = 32
 DIGEST_BYTES = hashlib.sha256().digest_size
+THUMBNAIL_BYTES = THUMBNAIL_SIDE**2
+# The thumbnail of an image that was not decoded; a black one is none that can be judged.
+NOT_DECODED = bytes(THUMBNAIL_BYTES)
 
 
 class ImageReader:
@@ -70,9 +75,8 @@ class ImageReader:
         """
         wanted = [record for record in dict.fromkeys(records) if record not in self._hashed]
         problems: list[str] = []
-        digests = map_shared(
-            lambda share: self._digests(share, problems), wanted, DIGEST_BYTES
-        )
+        width = DIGEST_BYTES + THUMBNAIL_BYTES
+        found = map_shared(lambda share: self._digests(share, problems), wanted, width)
 
         def check() -> None:
             decode = self._preprocessor.decode
@@ -81,8 +85,10 @@ class ImageReader:
 
         together(check)
         self._warn()
-        for record, digest in zip(wanted, digests, strict=True):
-            self._hashed[record] = dataclasses.replace(record, sha256=digest.hex())
+        self._warn_of_series(wanted, found)
+        for record, digest in zip(wanted, found, strict=True):
+            sha256 = digest[:DIGEST_BYTES].hex()
+            self._hashed[record] = dataclasses.replace(record, sha256=sha256)
 
     def _warn(self) -> None:
         """Says once what must be known of the images that were decoded."""
@@ -100,6 +106,26 @@ class ImageReader:
                 self._brightest,
             )
         self._brightest = 0
+
+    def _warn_of_series(self, records: Sequence[Record], found: Sequence[bytes]) -> None:
+        """Says how many of the images that were decoded are nearly like another one."""
+        products: dict[str, dict[bytes, tuple[Record, bytes]]] = defaultdict(dict)
+        for record, values in zip(records, found, strict=True):
+            digest, small = values[:DIGEST_BYTES], values[DIGEST_BYTES:]
+            if small != NOT_DECODED:
+                products[record.category].setdefault(digest, (record, small))
+        alike = []
+        for product in products.values():
+            names, thumbnails = zip(*product.values(), strict=True)
+            alike += [(names[a], names[b]) for a, b in nearly_alike(thumbnails)]
+        if alike and is_main():
+            first, other = alike[0]
+            logger.warning(
+                "%s nearly like another one of its product, such as %s and %s: several "
+                "photos of one part make thresholds too low; keep one of them",
+                in_words(len(alike), "image is", "images are"),
+                *(first.key, other.key),
+            )
 
     def hashed(self, records: Sequence[Record]) -> list[Record]:
         """The records with the SHA-256 of their images, which are read if they were not.
@@ -125,7 +151,10 @@ class ImageReader:
         return pixels
 
     def _digests(self, records: Sequence[Record], problems: list[str]) -> list[bytes]:
-        """The SHA-256 of each image; zeros, and a problem, where it cannot be read."""
+        """The SHA-256 of each image, then its thumbnail.
+
+        Zeros where it cannot be read, and a problem. `NOT_DECODED` where that was not done.
+        """
 
         def digest(record: Record) -> bytes:
             try:
@@ -134,7 +163,7 @@ class ImageReader:
                 problems.append(str(error))
             except OSError as error:
                 problems.append(f"{record.image} cannot be read ({error})")
-            return bytes(DIGEST_BYTES)
+            return bytes(DIGEST_BYTES) + NOT_DECODED
 
         with ThreadPoolExecutor(self._threads) as pool:
             digests = pool.map(digest, records)
@@ -144,18 +173,19 @@ class ImageReader:
 
     def _read(self, record: Record) -> bytes:
         if record.sha256 is not None:  # it was read when its data set was prepared
-            return bytes.fromhex(record.sha256)
+            return bytes.fromhex(record.sha256) + NOT_DECODED
         data = record.image.read_bytes()
-        digest = hashlib.sha256(data)
+        digest, small = hashlib.sha256(data), NOT_DECODED
         if self.cache is None or digest.hexdigest() not in self.cache:
             decoded = self._preprocessor.decode(EncodedImage(str(record.image), data))
             pixels = self._preprocessor.scale(decoded.image)
             self._notes += [f"{record.image}: {decoded.note}"] if decoded.note else []
+            small = thumbnail(pixels)
             self._brightest = max(self._brightest, int(pixels.max()))
             if pixels.nbytes <= self._room:
                 self._room -= pixels.nbytes
                 self._waiting[digest.hexdigest()] = pixels
-        return digest.digest()
+        return digest.digest() + small
 
 
 @dataclasses.dataclass(frozen=True)

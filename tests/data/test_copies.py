@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from run_helpers import changed
+from scipy import ndimage
 
 from harmoniad_jax.data import copies as module
-from harmoniad_jax.data.copies import copies, first_of
+from harmoniad_jax.data.copies import copies, first_of, nearly_alike, thumbnail
 from harmoniad_jax.data.records import Dataset, EncodedImage, Record
 from harmoniad_jax.run.run import prepare_run
 
@@ -51,6 +52,23 @@ def test_files_that_differ_in_one_byte_are_no_copies(tmp_path, place):
     first = write(tmp_path, "a.bmp", bytes(content))
     content[place] ^= 1
     assert copies([first, write(tmp_path, "b.bmp", bytes(content))]) == []
+
+
+def scene(seed):
+    """A smooth image, as photos are, [128, 128, 3] of 0 to 255."""
+    coarse = np.random.default_rng(seed).uniform(0, 255, (8, 8, 3))
+    return ndimage.zoom(coarse, (16, 16, 1), order=1)
+
+
+def test_a_series_of_one_part_is_nearly_alike(monkeypatch):
+    """Shots that differ by the sensor's noise, among other parts."""
+    monkeypatch.setattr(module, "BLOCK", 4)
+    noise = np.random.default_rng(0).normal(0, 3, (2, 128, 128, 3))
+    shots = [scene(0), scene(1), scene(2) + noise[0], scene(3), scene(2) + noise[1]]
+    shots += [scene(4), scene(2) + 5]
+    small = [thumbnail(np.clip(shot, 0, 255).round().astype(np.uint8)) for shot in shots]
+    assert nearly_alike(small) == [(2, 4), (4, 2)]
+    assert nearly_alike(small[:2]) == nearly_alike(small[:1]) == nearly_alike([]) == []
 
 
 @pytest.mark.parametrize("size", [0, 1, 4096, 8 * 4096, 8 * 4096 + 1])

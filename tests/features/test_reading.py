@@ -2,6 +2,7 @@
 
 import collections
 import hashlib
+import logging
 import os
 
 import numpy as np
@@ -148,3 +149,20 @@ def test_a_run_reads_and_decodes_each_training_image_once(
     train_and_evaluate(config, tmp_path / "again")
     assert {opened[path] for path in images} == {1}
     assert not decoded
+
+
+def test_photos_of_one_part_are_counted(tmp_path, listen):
+    take = listen(logging.WARNING)
+    records = drawn(tmp_path, 3)
+    path = tmp_path / "again.png"
+    again = np.array(Image.open(records[1].image))
+    again[0, 0] ^= 1
+    Image.fromarray(again).save(path)
+    other = Record(path, "another")
+    ImageReader(PREPROCESSOR, 2).read([*records, other])
+    assert take() == []  # another product
+    ImageReader(PREPROCESSOR, 2).read([*records, Record(path, records[1].category)])
+    (message,) = take()
+    assert message.startswith("2 images are nearly like another one")
+    assert records[1].key in message
+    assert "again.png" in message
