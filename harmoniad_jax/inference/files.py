@@ -201,8 +201,11 @@ def find_files(source: str) -> tuple[list[Path], Path]:
     elif path.is_file():
         files, base = [path], path.parent
     else:
-        found = glob.glob(str(path), recursive=True)
-        files = [Path(file) for file in found if Path(file).is_file()]
+        found = [Path(match) for match in glob.glob(str(path), recursive=True)]
+        files = [file for file in found if _is_file(file)]
+        if not files:
+            below = [photos_below(folder) for folder in found]
+            files = list(dict.fromkeys(sum(below, [])))
         base = Path(os.path.commonpath([file.parent for file in files])) if files else path
     if not files:
         raise UserError(
@@ -228,8 +231,13 @@ def photos_below(folder: Path) -> list[Path]:
         above = {here, *here.parents}
         folders[:] = [name for name in folders if Path(place, name).resolve() not in above]
         files = (Path(place, name) for name in names)
-        found += [file for file in files if looks_like_photo(file) and file.is_file()]
+        found += [file for file in files if looks_like_photo(file) and _is_file(file)]
     return found
+
+
+def _is_file(path: Path) -> bool:
+    """Whether it is a file, or a link that leads nowhere, which gets a row too."""
+    return path.is_file() or (path.is_symlink() and not path.exists())
 
 
 def guess_category(

@@ -87,9 +87,21 @@ def test_what_is_not_there_is_refused(tmp_path, monkeypatch, predict, source):
 
 def test_links_in_circles_and_pipes_are_passed_over(photos):
     (photos / "sub/loop.png").symlink_to(photos)
-    (photos / "gone.png").symlink_to(photos / "nowhere.png")
     os.mkfifo(photos / "pipe.png")
     assert names_found(photos)[0] == ["a.png", "sub/b.jpg", "sub/tablet/c.bmp"]
+
+
+def test_a_link_that_leads_nowhere_has_a_row(predict, photos, tmp_path):
+    (photos / "gone.png").symlink_to(photos / "nowhere.png")
+    assert predict(photos, tmp_path / "out") == 1
+    row = {row["path"]: row for row in rows_of(tmp_path / "out")}["gone.png"]
+    assert "gone.png cannot be read" in row["error"]
+
+
+def test_folders_are_entered_where_a_pattern_matches_nothing_else(photos):
+    expected = ["b.jpg", "tablet/c.bmp"], photos / "sub"
+    assert names_found(f"{photos}/s*") == expected
+    assert names_found(f"{photos}/**/[st]*") == expected  # each file once
 
 
 @pytest.mark.parametrize(
