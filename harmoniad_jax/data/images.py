@@ -6,6 +6,7 @@ Masks are read by `mask_files.py`.
 
 import contextlib
 import io
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -74,12 +75,19 @@ class Decoded(NamedTuple):
       clipped: share of its values above the white level that it was scaled with.
       pages: of its file; the first one is the image.
       damaged: pixels were lost, and what stands in their place was made up.
+      whole: (width, height) of the image in its file, if a smaller one was decoded.
     """
 
     image: Image.Image
     clipped: float = 0.0
     pages: int = 1
     damaged: bool = False
+    whole: tuple[int, int] | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the image in its file, in pixels, upright."""
+        return self.whole or self.image.size
 
     @property
     def note(self) -> str:
@@ -91,6 +99,9 @@ class Decoded(NamedTuple):
             notes.append(f"{100 * self.clipped:.2g} % of its values are above white")
         if self.damaged:
             notes.append("its file is damaged: a part of the image may be missing or grey")
+        if self.whole:
+            width, height = self.image.size
+            notes.append(f"it is very large: it was read at {width} x {height} px")
         return "; ".join(notes)
 
 
@@ -110,17 +121,19 @@ def decode(
       UserError: the file is missing, truncated, too large or no image, or its white is
         not known.
     """
-    found, pages, damaged = open_image(file, max_megapixels)
+    opened = open_image(file, max_megapixels)
+    found = opened.image
     if isinstance(found, RawImage):
         values, clipped = levels.to_eight_bits(found)
-        return Decoded(Image.fromarray(values), clipped, pages)
+        return Decoded(Image.fromarray(values), clipped, opened.pages)
     if found.mode == "P":
         # By way of RGBA: a palette may hold transparent colours.
         found = found.convert("RGBA")
     # To convert a mode to itself would copy it; grey is repeated after it was scaled down.
     mode = "L" if found.mode in ("1", "L", "LA") else "RGB"
     image = found if found.mode == mode else found.convert(mode)
-    return Decoded(image, pages=pages, damaged=damaged)
+    _, pages, damaged, whole = opened
+    return Decoded(image, pages=pages, damaged=damaged, whole=whole)
 
 
 class Opened(NamedTuple):
@@ -128,12 +141,13 @@ class Opened(NamedTuple):
 
     Attributes:
       image: the pixels.
-      pages, damaged: see `Decoded`.
+      pages, damaged, whole: see `Decoded`.
     """
 
     image: Image.Image | RawImage
     pages: int = 1
     damaged: bool = False
+    whole: tuple[int, int] | None = None
 
 
 def open_image(file: ImageFile, max_megapixels: float = MAX_MEGAPIXELS) -> Opened:
@@ -147,13 +161,14 @@ def open_image(file: ImageFile, max_megapixels: float = MAX_MEGAPIXELS) -> Opene
         raw, pages = read_deep(str(file), data, lambda *size: _check(size, max_megapixels))
         if raw is not None:
             return Opened(raw, pages)
-        image, file_format = _decode(data, max_megapixels)
+        image, file_format, whole = _decode(data, max_megapixels)
         if image.mode.startswith(("I", "F")):
             # Pillow spreads what a Netpbm or JPEG 2000 file states over 16 bits.
             spread = image.mode != "F" and file_format in SPREAD_FORMATS
             white = 65535.0 if spread else None
             return Opened(RawImage(str(file), np.asarray(image), white), pages)
-        return Opened(image, pages, file_format in JPEG_FORMATS and _lost_pixels(data))
+        damaged = file_format in JPEG_FORMATS and _lost_pixels(data)
+        return Opened(image, pages, damaged, whole)
 
 
 def decoded_size(file: ImageFile) -> tuple[int, int]:
@@ -162,8 +177,10 @@ def decoded_size(file: ImageFile) -> tuple[int, int]:
     Raises:
       UserError: the file is missing, truncated or no image.
     """
-    found = open_image(file).image
-    return found.values.shape[1::-1] if isinstance(found, RawImage) else found.size
+    opened = open_image(file)
+    found = opened.image
+    size = found.values.shape[1::-1] if isinstance(found, RawImage) else found.size
+    return opened.whole or size
 
 
 def is_deep(file: ImageFile) -> bool:
@@ -198,18 +215,27 @@ def open_with_pillow(file: ImageFile) -> Image.Image:
 
 def _decode(
     data: bytes, max_megapixels: float = MAX_MEGAPIXELS
-) -> tuple[Image.Image, str | None]:
+) -> tuple[Image.Image, str | None, tuple[int, int] | None]:
+    """By Pillow: the upright image, its format, and `Decoded.whole`."""
     start = data[:12]
     if is_heif("", start):  # whatever its name: phones and messengers call it .jpg
         register_heif()
         if not reads_heif():
             raise ValueError(f"unknown format; {advice_on('', start)}")
     with Image.open(io.BytesIO(data)) as image:
+        width, height = image.size
+        excess = math.sqrt(width * height / (max_megapixels * 1e6))
+        reduced = image.format in JPEG_FORMATS and excess > 1
+        if reduced:  # JPEG alone can be decoded smaller: by 2, 4 or 8 on each side
+            factor = min(2 ** math.ceil(math.log2(excess)), 8)
+            image.draft(None, (width // factor, height // factor))
         _check(image.size, max_megapixels)
         image.load()
         file_format = image.format
+        on_its_side = image.getexif().get(EXIF_ORIENTATION) in EXIF_ON_ITS_SIDE
         ImageOps.exif_transpose(image, in_place=True)
-        return image, file_format
+        whole = (height, width) if on_its_side else (width, height)
+        return image, file_format, whole if reduced else None
 
 
 def _lost_pixels(jpeg: bytes) -> bool:

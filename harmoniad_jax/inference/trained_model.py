@@ -199,7 +199,7 @@ class TrainedModel:
         except UserError as error:
             return _Loaded(None, error=str(error))
         image, note = decoded.image, decoded.note
-        pixels, size = preprocessor.scale(image), image.size
+        pixels, size = preprocessor.scale(image), decoded.size
         if not thumbnail_side:
             return _Loaded(pixels, size, note)
         image.thumbnail((thumbnail_side, thumbnail_side))

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import io
 import json
+import math
 import os
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -41,6 +42,8 @@ SCALE = ColourScale(0.0, 1.0)
 NORMALISED_THRESHOLD = 0.5
 # Longer side of an overlay in pixels.
 OVERLAY_SIDE = 1024
+# Pixels of a map that is written; that of a larger image is scaled down to them.
+LARGEST_MAP = 500e6
 
 
 class PredictionWriter:
@@ -154,7 +157,9 @@ class PredictionWriter:
         values = result.anomaly_map if kind == "npy" else result.normalised_map
         if self._map_size == "model":
             return values
-        return resize(values, result.size[::-1])
+        width, height = result.size
+        shrink = max(math.sqrt(width * height / LARGEST_MAP), 1.0)
+        return resize(values, (int(height / shrink), int(width / shrink)))
 
     def _path(self, kind: str, name: PurePosixPath, suffix: str) -> Path:
         """OUT/maps/sub/a.jpg.png: the image's own suffix stays, for its namesakes."""

@@ -10,7 +10,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from harmoniad_jax.data.images import decode, is_deep
+from harmoniad_jax.data.images import decode, decoded_size, is_deep
 from harmoniad_jax.data.levels import Levels
 from harmoniad_jax.data.preprocess import Preprocessor, measure_preprocessor
 from harmoniad_jax.data.records import Record
@@ -247,6 +247,25 @@ def test_levels_come_back_from_json(tmp_path):
     preprocessor = measure_preprocessor([Record(path, "any")], side=8)
     assert preprocessor.levels == Levels(white={"16-bit": 4095.0})
     assert Preprocessor.from_json(preprocessor.to_json()) == preprocessor
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_jpeg_above_the_limit_is_decoded_smaller(tmp_path, orientation):
+    path, exif = tmp_path / "scan.jpg", Image.Exif()
+    exif[0x0112] = orientation
+    size = (801, 399)
+    pixels = np.tile(np.linspace(0, 255, size[0]), (size[1], 1)).astype(np.uint8)
+    Image.fromarray(pixels).save(path, quality=95, exif=exif)
+    whole, part = decode(path), decode(path, max_megapixels=0.05)
+    assert whole.note == ""
+    assert part.size == whole.size == (size if orientation == 1 else size[::-1])
+    assert decoded_size(path) == whole.size
+    assert part.image.width * part.image.height < 0.05e6
+    assert f"read at {part.image.width} x {part.image.height} px" in part.note
+    seen = [Preprocessor(16).scale(one.image).astype(int) for one in (whole, part)]
+    np.testing.assert_allclose(*seen, atol=3)
+    with pytest.raises(UserError, match="max_megapixels"):
+        decode(path, max_megapixels=0.001)
 
 
 def test_runs_of_version_0_1_scale_as_they_did(tmp_path):
