@@ -283,6 +283,9 @@ class CalibrationConfig:
 
     # Share of each category's training images that is held out.
     holdout: float = setting(0.1, at_least=0, below=1, touches=LEARNING)
+    # Hold copies of an image out together, or none of them. Only to continue runs of
+    # versions that did not.
+    copies_together: bool = setting(True, touches=LEARNING, older=False)
     # Share of good images that may be called defective.
     false_positive_rate: float = setting(0.01, above=0, below=1, touches=NOTHING)
     # Share of the pixels of good images that may lie above the pixel threshold.

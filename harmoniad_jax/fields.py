@@ -103,19 +103,19 @@ def setting(default: Any, *, touches: Touches, older: Any = _ABSENT, **known: An
 
 
 def _single_fields(kind: type, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Dotted path, type and metadata of every single field of nested dataclasses."""
+    """Dotted path, type and field of every single field of nested dataclasses."""
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         hint, path = hints[field.name], prefix + field.name
         if dataclasses.is_dataclass(hint):
             yield from _single_fields(hint, f"{path}.")
         else:
-            yield path, hint, field.metadata
+            yield path, hint, field
 
 
 def settings_of(kind: type) -> Iterator[tuple[str, Setting]]:
     """Dotted path and description of every single field of nested dataclasses."""
-    return ((path, known[_METADATA]) for path, _, known in _single_fields(kind))
+    return ((path, field.metadata[_METADATA]) for path, _, field in _single_fields(kind))
 
 
 def touching(kind: type, *what: Touches) -> tuple[str, ...]:
@@ -198,6 +198,41 @@ def with_older_values(kind: type, stored: Mapping[str, Any]) -> dict[str, Any]:
         else:
             group.setdefault(name, known.older)
     return values
+
+
+def older_values(kind: type, stored: Mapping[str, Any]) -> dict[str, Any]:
+    """What continues a run that lacks settings whose default is not what such runs did.
+
+    Returns:
+      Dotted path -> the older value.
+    """
+    known = flatten(stored)
+    return {
+        path: field.metadata[_METADATA].older
+        for path, _, field in _single_fields(kind)
+        if path not in known and field.metadata[_METADATA].older != field.default
+    }
+
+
+def replaced(settings: Any, values: Mapping[str, Any]) -> Any:
+    """Nested dataclasses with other values at dotted paths.
+
+    A value that was set to something else than the default of its field is kept.
+    """
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(settings):
+        current = getattr(settings, field.name)
+        if dataclasses.is_dataclass(current):
+            prefix = f"{field.name}."
+            below = {
+                path.removeprefix(prefix): value
+                for path, value in values.items()
+                if path.startswith(prefix)
+            }
+            changes[field.name] = replaced(current, below)
+        elif field.name in values and current == field.default:
+            changes[field.name] = values[field.name]
+    return dataclasses.replace(settings, **changes)
 
 
 def field_types(kind: type) -> Iterator[tuple[str, Any]]:

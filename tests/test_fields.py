@@ -12,7 +12,9 @@ from harmoniad_jax.fields import (
     NOTHING,
     SCORES,
     Removed,
+    older_values,
     range_problems,
+    replaced,
     setting,
     settings_of,
     touching,
@@ -111,3 +113,12 @@ def test_choices_are_those_that_the_model_knows():
     assert known["model.gate"].choices == GATES
     assert known["encoder.attention"].choices == ATTENTIONS
     assert known["encoder.recentre"].choices == RECENTRINGS
+
+
+def test_an_older_run_is_continued_as_it_began():
+    known = {"light": {"power": 0.5, "colour": "white"}, "speed": 1.0, "limit": 0.1}
+    older = older_values(Line, known)
+    assert older == {"light.place": "left"}
+    assert replaced(Line(speed=3.0), older) == Line(Light(place="left"), speed=3.0)
+    assert older_values(Line, dataclasses.asdict(Line())) == {}
+    assert replaced(Line(), {}) == Line()

@@ -8,7 +8,7 @@ from typing import Any
 from harmoniad_jax.config import Config
 from harmoniad_jax.data.preprocess import Preprocessor
 from harmoniad_jax.errors import UserError
-from harmoniad_jax.fields import FEATURES, LEARNING, flatten, touching
+from harmoniad_jax.fields import FEATURES, LEARNING, flatten, older_values, touching
 from harmoniad_jax.run.run import Run
 from harmoniad_jax.run.stored import parse_stored
 
@@ -25,6 +25,8 @@ class Identity:
       preprocessor: what makes the encoder's input of an image.
       train_fingerprint: SHA-256 of the training images' names.
       categories: of the training images; None in runs of versions that did not keep them.
+      older: dotted path -> value of settings that a run of an earlier version lacks, where
+        it did not do what is the default now.
     """
 
     config: Config
@@ -34,6 +36,7 @@ class Identity:
     preprocessor: Preprocessor
     train_fingerprint: str
     categories: tuple[str, ...] | None = None
+    older: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
     @classmethod
     def of(cls, run: Run, train_fingerprint: str) -> "Identity":
@@ -53,7 +56,9 @@ class Identity:
         )
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        del values["older"]  # its config has them
+        return values
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Identity":
@@ -76,6 +81,7 @@ class Identity:
             preprocessor=Preprocessor.from_json(preprocessor),
             train_fingerprint=values["train_fingerprint"],
             categories=None if categories is None else tuple(categories),
+            older=older_values(Config, values["config"]),
         )
 
 

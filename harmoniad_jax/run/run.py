@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from harmoniad_jax.config import Config
+from harmoniad_jax.config import CalibrationConfig, Config
 from harmoniad_jax.data.copies import copies, first_of
 from harmoniad_jax.data.preprocess import Preprocessor, measure_preprocessor
 from harmoniad_jax.data.records import Dataset, Record
@@ -123,7 +123,7 @@ def prepare_run(
     )
     if dataset is None:
         dataset = main_first(lambda: open_dataset(config))
-        dataset = _hold_out(dataset, config.calibration.holdout)
+        dataset = _hold_out(dataset, config.calibration)
     encoder = load_encoder(
         description,
         image_side=config.data.image_side,
@@ -138,8 +138,10 @@ def prepare_run(
     return assemble(config, dataset, encoder, mesh, preprocessor)
 
 
-def _hold_out(dataset: Dataset, share: float) -> Dataset:
+def _hold_out(dataset: Dataset, settings: CalibrationConfig) -> Dataset:
     """Holds good images out, copies together, and says how many copies there are."""
+    if not settings.copies_together:
+        return dataset.hold_out(settings.holdout)
     groups = together(lambda: copies([*dataset.train, *dataset.test]))
     train = set(dataset.train)
     tested = [[r for r in group if r not in train] for group in groups if group[0] in train]
@@ -160,7 +162,7 @@ def _hold_out(dataset: Dataset, share: float) -> Dataset:
             ),
             example.key,
         )
-    return dataset.hold_out(share, first_of(groups))
+    return dataset.hold_out(settings.holdout, first_of(groups))
 
 
 def assemble(

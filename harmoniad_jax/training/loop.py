@@ -13,13 +13,13 @@ from harmoniad_jax.checkpoints.folders import has_checkpoints
 from harmoniad_jax.checkpoints.store import Checkpoints
 from harmoniad_jax.config import Config
 from harmoniad_jax.data.folder import masks_of
-from harmoniad_jax.data.preprocess import Preprocessor
 from harmoniad_jax.devices.compilation import gigaflops
 from harmoniad_jax.devices.processes import Agreement, is_main
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.evaluation.evaluate import REPORT_FOLDER, evaluate
 from harmoniad_jax.features.encode import evaluation_inputs, image_reader
 from harmoniad_jax.features.reading import ImageReader
+from harmoniad_jax.fields import replaced
 from harmoniad_jax.inference.trained import Trained, measured_on_good_images
 from harmoniad_jax.report.html.writer import ReportWriter
 from harmoniad_jax.run.identity import Identity, check_identity
@@ -56,7 +56,10 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
 
 def _train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     resumes = has_checkpoints(workdir)
-    preprocessor = _stored_preprocessor(workdir) if resumes else None
+    preprocessor = None
+    if resumes:
+        stored = _stored_identity(workdir)
+        preprocessor, config = stored.preprocessor, replaced(config, stored.older)
     run = prepare_run(config, preprocessor=preprocessor, for_training=True)
     identity = Identity.of(run, run.dataset.train_fingerprint)
     if run.config.evaluation.report:
@@ -108,10 +111,10 @@ def _train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     return evaluate(trained, workdir)
 
 
-def _stored_preprocessor(workdir: Path) -> Preprocessor:
-    """That of the run to continue: what was measured once holds for all of it."""
+def _stored_identity(workdir: Path) -> Identity:
+    """That of the run to continue: what was measured at first holds for all of it."""
     with Checkpoints(workdir, read_only=True) as checkpoints:
-        return checkpoints.read_identity().preprocessor
+        return checkpoints.read_identity()
 
 
 def _read_images(run: Run, reader: ImageReader) -> None:

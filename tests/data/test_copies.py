@@ -212,6 +212,15 @@ def test_a_run_says_how_many_copies_there_are_and_keeps_them_together(run_with_c
     assert held_out.isdisjoint(trained)
 
 
+def test_an_older_run_holds_out_as_it_did(products, tiny_config):
+    """Images that were trained on then are trained on still."""
+    config = changed(tiny_config, "calibration", holdout=0.4, copies_together=False)
+    data = prepare_run(config).dataset
+    again = sorted([*data.train, *data.held_out], key=lambda record: record.image)
+    again = Dataset(again, data.test).hold_out(0.4)
+    assert (again.train, again.held_out) == (data.train, data.held_out)
+
+
 def test_a_run_says_that_test_images_were_trained_on(run_with_copies):
     source, target = "tablet/train/good/000.png", "tablet/test/good/again.png"
     _, (said,) = run_with_copies([(source, target)])

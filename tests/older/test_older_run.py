@@ -93,7 +93,11 @@ def test_training_continues_it_to_the_same_end(older):
     stored["data"]["root"] = str(older / "images")
     stored["encoder"]["name"] = str(older / "encoder")
     stored["sharding"]["data"] = 1  # its batch of 4 does not divide into eight devices
+    # Today's default, which such a run did not know.
+    stored["calibration"]["copies_together"] = True
     assert_close(train_and_evaluate(parse_stored(stored), workdir), expected)
+    continued = json.loads((workdir / "config.json").read_text())
+    assert continued["calibration"]["copies_together"] is False
 
 
 def test_it_is_summarised_alike(older):

@@ -75,7 +75,7 @@ def test_a_run_of_a_version_that_lacked_a_setting_did_what_its_field_says(path):
 
 def test_a_run_of_a_version_that_lacked_a_group_of_settings():
     values = Config().to_dict()
-    del values["calibration"]
+    del values["optimizer"]
     assert parse_stored(values) == Config()
 
 
