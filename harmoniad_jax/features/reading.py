@@ -108,11 +108,11 @@ class ImageReader:
         self._brightest = 0
 
     def _warn_of_series(self, records: Sequence[Record], found: Sequence[bytes]) -> None:
-        """Says how many of the images that were decoded are nearly like another one."""
+        """Says how many of the good images that were decoded are nearly like another one."""
         products: dict[str, dict[bytes, tuple[Record, bytes]]] = defaultdict(dict)
         for record, values in zip(records, found, strict=True):
             digest, small = values[:DIGEST_BYTES], values[DIGEST_BYTES:]
-            if small != NOT_DECODED:
+            if small != NOT_DECODED and not record.is_anomalous:
                 products[record.category].setdefault(digest, (record, small))
         alike = []
         for product in products.values():
@@ -123,7 +123,7 @@ class ImageReader:
             logger.warning(
                 "%s nearly like another one of its product, such as %s and %s: several "
                 "photos of one part make thresholds too low; keep one of them",
-                in_words(len(alike), "image is", "images are"),
+                in_words(len(alike), "good image is", "good images are"),
                 *(first.key, other.key),
             )
 

@@ -158,11 +158,11 @@ def test_photos_of_one_part_are_counted(tmp_path, listen):
     again = np.array(Image.open(records[1].image))
     again[0, 0] ^= 1
     Image.fromarray(again).save(path)
-    other = Record(path, "another")
-    ImageReader(PREPROCESSOR, 2).read([*records, other])
-    assert take() == []  # another product
+    for other in (Record(path, "another"), Record(path, records[1].category, "hole")):
+        ImageReader(PREPROCESSOR, 2).read([*records, other])
+        assert take() == []
     ImageReader(PREPROCESSOR, 2).read([*records, Record(path, records[1].category)])
     (message,) = take()
-    assert message.startswith("2 images are nearly like another one")
+    assert message.startswith("2 good images are nearly like another one")
     assert records[1].key in message
     assert "again.png" in message
