@@ -69,6 +69,38 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class VariationConfig:
+    """How good images may differ from those at hand, see `data/variation.py`.
+
+    Each of the others is the limit of an amount that is drawn for each view.
+    """
+
+    # Views K of each training image, which are encoded and trained on besides it.
+    views: int = setting(0, at_least=0, touches=LEARNING)
+    # A factor on all limits: 0.5 for a line whose light and camera are fixed well.
+    strength: float = setting(1.0, at_least=0, touches=LEARNING)
+    # Brighter or darker, in stops: 1 is twice the light.
+    exposure: float = setting(0.5, at_least=0, touches=LEARNING)
+    # Share by which the distance from the image's mean grows or shrinks.
+    contrast: float = setting(0.25, at_least=0, below=1, touches=LEARNING)
+    # The curve of the tones: exponent 2 ** gamma.
+    gamma: float = setting(0.25, at_least=0, touches=LEARNING)
+    # Warmer or colder: share of red added and of blue taken away.
+    temperature: float = setting(0.05, at_least=0, below=1, touches=LEARNING)
+    # Light that falls off: by that share from the middle to a side, and to the corners.
+    uneven: float = setting(0.3, at_least=0, below=1, touches=LEARNING)
+    # Sensor noise of a white pixel, as a share of white.
+    noise: float = setting(0.05, at_least=0, touches=LEARNING)
+    # Out of focus: deviation in pixels of the encoder's input.
+    blur: float = setting(1.0, at_least=0, touches=LEARNING)
+    # Compression as JPEG: 0.6 is quality 38.
+    jpeg: float = setting(0.6, at_least=0, below=1, touches=LEARNING)
+    # The part is turned, in degrees, and shifted, as a share of the longer side.
+    rotation: float = setting(1.0, at_least=0, at_most=180, touches=LEARNING)
+    shift: float = setting(0.01, at_least=0, below=1, touches=LEARNING)
+
+
+@dataclasses.dataclass(frozen=True)
 class UntrainedEncoderConfig:
     """A small CLIP vision architecture with random weights, for `encoder.name=untrained`.
 
@@ -308,6 +340,7 @@ class ShardingConfig:
 @dataclasses.dataclass(frozen=True)
 class Config:
     data: DataConfig = DataConfig()
+    variation: VariationConfig = VariationConfig()
     cache: CacheConfig = CacheConfig()
     encoder: EncoderConfig = EncoderConfig()
     model: ModelConfig = ModelConfig()

@@ -90,7 +90,7 @@ ROOMS = {
     "clip_models": ("errors",),
     "config_files": ("clip_models", "config", "errors"),
     "cli": ("config", "config_files", "errors", "fields", "signals"),
-    "data": ("errors", "words"),
+    "data": ("config", "errors", "words"),
     "metrics": (),
     "report": ("config", "errors", "fields", "metrics", "words"),
     "model": ("errors",),
@@ -116,7 +116,7 @@ ROOMS = {
         *("run", "checkpoints", "features", "inference", "evaluation", "training"),
     ),
 }
-COMMANDS = ("train", "evaluate", "predict", "summarize", "ablate", "robustness")
+COMMANDS = ("train", "evaluate", "predict", "summarize", "ablate", "robustness", "views")
 LIGHT = ("data", "metrics", "report")  # rooms that know neither JAX nor Flax
 
 

@@ -36,7 +36,12 @@ class EvaluationBatch(NamedTuple):
 
 
 def training_order(
-    records: Sequence[Record], *, seed: int, class_balanced: bool = False
+    records: Sequence[Record],
+    *,
+    seed: int,
+    class_balanced: bool = False,
+    views: int = 0,
+    view_of: Callable[[Record, int], Record] | None = None,
 ) -> grain.MapDataset:
     """The endless order in which training reads records; by index, so it is random access.
 
@@ -45,18 +50,28 @@ def training_order(
       seed: of the order.
       class_balanced: take every category equally often, and each of its images once in
         an epoch of that category.
+      views: K. Each time a record is read, it is one of its views 0 to K by chance.
+      view_of: gives a record's view; needed if there are any.
     """
 
     def shuffled(part: Sequence[Record], seed: int) -> grain.MapDataset:
         return grain.MapDataset.source(part).seed(seed).shuffle().repeat()
 
-    if not class_balanced:
-        return shuffled(records, seed)
-    categories: dict[str, list[Record]] = {}
-    for record in records:
-        categories.setdefault(record.category, []).append(record)
-    parts = [shuffled(part, seed + i) for i, part in enumerate(categories.values())]
-    return grain.MapDataset.mix(parts)
+    if class_balanced:
+        categories: dict[str, list[Record]] = {}
+        for record in records:
+            categories.setdefault(record.category, []).append(record)
+        parts = [shuffled(part, seed + i) for i, part in enumerate(categories.values())]
+        order = grain.MapDataset.mix(parts)
+    else:
+        order = shuffled(records, seed)
+    if not views:
+        return order
+
+    def any_view(record: Record, random: np.random.Generator) -> Record:
+        return view_of(record, int(random.integers(views + 1)))
+
+    return order.random_map(any_view, seed=seed)
 
 
 def training_batches(

@@ -53,6 +53,8 @@ class Record:
         image was found readable when its data set was prepared.
       folder: of the image below that of its defect, such as "day1"; empty where it lies
         directly in it.
+      view: which view of the image it is, see `variation.py`; 0: the image itself.
+      source: of a view, the SHA-256 of the image; `sha256` is then that of the view.
     """
 
     image: ImageFile
@@ -61,6 +63,8 @@ class Record:
     mask: ImageFile | None = None
     sha256: str | None = None
     folder: str = ""
+    view: int = 0
+    source: str | None = None
 
     @property
     def is_anomalous(self) -> bool:

@@ -3,7 +3,9 @@
 import hashlib
 import importlib.metadata
 import logging
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 # A killed run has fewer than these to encode again.
 CHUNK_IMAGES = 64
+# After so many batches the rest of the time is estimated.
+TIMED_BATCHES = 2
 # A mapped chunk holds a file descriptor, of which a process often has 1024: larger sets
 # have larger chunks instead of more.
 MOST_CHUNKS = 256
@@ -70,7 +74,8 @@ def image_reader(run: Run) -> ImageReader:
         if settings.enabled:
             raise
         logger.warning("%s Evaluation goes on without stored features.", error)
-    return ImageReader(run.preprocessor, run.config.data.threads, cache)
+    config = run.config
+    return ImageReader(run.preprocessor, config.data.threads, cache, config.variation)
 
 
 def evaluation_inputs(
@@ -259,8 +264,17 @@ def _features(
         encoder_params = replicate(mesh, run.encoder.params)
     encode = jax.jit(run.encoder.encode)
     load, empty = reader.take, run.preprocessor.empty
-    for images, valid in _batches(run, records, "encoding", mesh, load, empty):
+    begun, encoded = 0.0, 0
+    batches = _batches(run, records, "encoding", mesh, load, empty)
+    for number, (images, valid) in enumerate(batches):
         features = jax.device_get(encode(encoder_params, images))._asdict()
+        encoded += int(valid.sum())
+        if number == 0:  # it was compiled, which says nothing of the others
+            begun, first = time.monotonic(), encoded
+        elif number == TIMED_BATCHES:
+            rate = (encoded - first) / (time.monotonic() - begun)
+            rest = round((len(records) - encoded) / rate)
+            logger.info("encoding takes about %s more", timedelta(seconds=rest))
         for row in np.flatnonzero(valid):
             yield {name: values[row] for name, values in features.items()}
 

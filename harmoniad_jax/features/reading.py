@@ -14,10 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from tqdm import tqdm
 
+from harmoniad_jax.config import VariationConfig
 from harmoniad_jax.data.copies import THUMBNAIL_SIDE, nearly_alike, thumbnail
 from harmoniad_jax.data.folder import LISTED_PROBLEMS, unreadable
 from harmoniad_jax.data.preprocess import Preprocessor
 from harmoniad_jax.data.records import EncodedImage, ImageFile, Record
+from harmoniad_jax.data.variation import vary
 from harmoniad_jax.devices.processes import is_main, map_shared, my_share, together
 from harmoniad_jax.errors import UserError, raise_problems
 from harmoniad_jax.features.store import FeatureCache
@@ -33,6 +35,7 @@ NAMED = 3
 DARK = 32
 DIGEST_BYTES = hashlib.sha256().digest_size
 THUMBNAIL_BYTES = THUMBNAIL_SIDE**2
+NO_VARIATION = VariationConfig()
 # The thumbnail of an image that was not decoded; a black one is none that can be judged.
 NOT_DECODED = bytes(THUMBNAIL_BYTES)
 
@@ -41,7 +44,11 @@ class ImageReader:
     """Reads the images of a run. Processes divide them among each other."""
 
     def __init__(
-        self, preprocessor: Preprocessor, threads: int, cache: FeatureCache | None = None
+        self,
+        preprocessor: Preprocessor,
+        threads: int,
+        cache: FeatureCache | None = None,
+        variation: VariationConfig = NO_VARIATION,
     ):
         """Reads nothing yet.
 
@@ -49,8 +56,10 @@ class ImageReader:
           preprocessor: of the run.
           threads: that read at the same time.
           cache: of features; None: nothing is stored.
+          variation: how views of an image differ from it.
         """
         self._preprocessor, self._threads = preprocessor, threads
+        self._variation = variation
         self.cache = cache
         self._hashed: dict[Record, Record] = {}
         self._waiting: dict[str, np.ndarray] = {}
@@ -108,7 +117,7 @@ class ImageReader:
         self._brightest = 0
 
     def _warn_of_series(self, records: Sequence[Record], found: Sequence[bytes]) -> None:
-        """Says how many of the good images that were decoded are nearly like another one."""
+        """Says how many of the good images that were decoded are nearly like others."""
         products: dict[str, dict[bytes, tuple[Record, bytes]]] = defaultdict(dict)
         for record, values in zip(records, found, strict=True):
             digest, small = values[:DIGEST_BYTES], values[DIGEST_BYTES:]
@@ -139,16 +148,28 @@ class ImageReader:
         return [self._hashed[record] for record in records]
 
     def take(self, record: Record) -> np.ndarray:
-        """The encoder's input for a hashed record, [S, S, 3] uint8; it waits no more.
+        """The encoder's input for a hashed record or a view of it, [S, S, 3] uint8.
+
+        The image waits for the last of its views, and no longer.
 
         Raises:
           UserError: the image had to be read again, and is another one by now.
         """
-        pixels = self._waiting.pop(record.sha256, None)
+        source = record.source or record.sha256
+        pixels = self._waiting.get(source)
         if pixels is None:
-            return self._preprocessor.load(UnchangedImage(record.image, record.sha256))
-        self._room += pixels.nbytes
-        return pixels
+            pixels = self._preprocessor.load(UnchangedImage(record.image, source))
+            if record.view < self._variation.views:
+                self._keep(source, pixels)
+        elif record.view == self._variation.views:
+            self._room += pixels.nbytes
+            self._waiting.pop(source, None)
+        return vary(pixels, record.sha256, self._variation) if record.view else pixels
+
+    def _keep(self, image: str, pixels: np.ndarray) -> None:
+        if pixels.nbytes <= self._room:
+            self._room -= pixels.nbytes
+            self._waiting[image] = pixels
 
     def _digests(self, records: Sequence[Record], problems: list[str]) -> list[bytes]:
         """The SHA-256 of each image, then its thumbnail.
@@ -182,9 +203,7 @@ class ImageReader:
             self._notes += [f"{record.image}: {decoded.note}"] if decoded.note else []
             small = thumbnail(pixels)
             self._brightest = max(self._brightest, int(pixels.max()))
-            if pixels.nbytes <= self._room:
-                self._room -= pixels.nbytes
-                self._waiting[digest.hexdigest()] = pixels
+            self._keep(digest.hexdigest(), pixels)
         return digest.digest() + small
 
 

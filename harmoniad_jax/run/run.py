@@ -16,6 +16,7 @@ from harmoniad_jax.config import CalibrationConfig, Config
 from harmoniad_jax.data.copies import copies, first_of
 from harmoniad_jax.data.preprocess import Preprocessor, measure_preprocessor
 from harmoniad_jax.data.records import Dataset, Record
+from harmoniad_jax.data.variation import vary, view_of
 from harmoniad_jax.devices.mesh import (
     abstract_on,
     make_mesh,
@@ -68,8 +69,13 @@ class Run:
         return -(-self.config.evaluation.batch_size // self.mesh.size) * self.mesh.size
 
     def load_image(self, record: Record) -> np.ndarray:
-        """The encoder's input for a record's image, [S, S, 3] uint8."""
-        return self.preprocessor.load(record.image)
+        """The encoder's input for a record's image or a view of it, [S, S, 3] uint8."""
+        pixels = self.preprocessor.load(record.image)
+        return vary(pixels, record.sha256, self.config.variation) if record.view else pixels
+
+    def view_of(self, record: Record, view: int) -> Record:
+        """A view of a hashed image, see `data/variation.py`."""
+        return view_of(record, view, self.config.variation, self.config.train.seed)
 
     def initial_state(self) -> TrainState:
         """Draws the state before the first step; traceable."""

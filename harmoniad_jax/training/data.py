@@ -22,6 +22,9 @@ from harmoniad_jax.words import gigabytes
 
 logger = logging.getLogger(__name__)
 
+# After three epochs of all views 95 of 100 views were read.
+EPOCHS_OF_VIEWS = 3
+
 
 class TrainingData(NamedTuple):
     """The order of a run's images, and what is read of each.
@@ -66,6 +69,8 @@ def training_data(
                 table = _load_on_device(run, cache, list(images))
                 return TrainingData(order, lambda r: rows[r.sha256], True, table)
             return TrainingData(order, lambda record: cache.read(record.sha256), True)
+    if run.config.variation.views:
+        records = (reader or image_reader(run)).hashed(records)
     return TrainingData(_order(run, records), run.load_image, False)
 
 
@@ -74,6 +79,8 @@ def _order(run: Run, records: Sequence[Record]) -> grain.MapDataset:
         records,
         seed=run.config.train.seed,
         class_balanced=run.config.data.class_balanced,
+        views=run.config.variation.views,
+        view_of=run.view_of,
     )
     # grain counts batches as a float, and that of an endless order of batches of one image
     # overflows. Half of it is endless as well.
@@ -83,9 +90,17 @@ def _order(run: Run, records: Sequence[Record]) -> grain.MapDataset:
 def _visited(
     run: Run, order: grain.MapDataset, records: Sequence[Record]
 ) -> dict[str, Record]:
-    """The images that the run reads, by hash: not all, if it is shorter than an epoch."""
+    """The images and views that the run reads, by hash: not all, if it is a short one."""
     reads = run.config.train.num_steps * run.config.train.batch_size
-    visited = records if reads >= len(records) else [order[i] for i in range(reads)]
+    views = run.config.variation.views
+    # Images come in turn, views by chance: after some time nearly all were read.
+    enough = len(records) * (EPOCHS_OF_VIEWS * (views + 1) if views else 1)
+    if reads < enough:
+        visited = [order[i] for i in range(reads)]
+        # Views of one image one after the other, so that it is decoded once.
+        visited.sort(key=lambda record: record.source or record.sha256)
+    else:
+        visited = [run.view_of(r, view) for r in records for view in range(views + 1)]
     return {record.sha256: record for record in visited}
 
 

@@ -82,8 +82,7 @@ def assert_fresh(run, data, count=IMAGES, tolerance=1e-5):
     """
     assert data.is_encoded
     records = records_of(data, count)
-    load = run.preprocessor.load
-    images = np.stack([load(record.image) for record in records])
+    images = np.stack([run.load_image(record) for record in records])
     encode = compiled(run.encoder.encode)
     expected = jax.device_get(encode(run.encoder.params, images))
     for row, record in enumerate(records):

@@ -158,6 +158,7 @@ def test_an_interrupted_run_from_device_memory_ends_as_an_undisturbed_one(
     config = changed(config, "cache", on_device="always", folder=str(tmp_path / "f"))
     config = changed(config, "train", log_every_steps=4, checkpoint_every_steps=100)
     config = changed(config, "sharding", data=1)
+    config = changed(config, "variation", views=1)
     results = train_and_evaluate(config, tmp_path / "undisturbed")
     with monkeypatch.context() as patch:
         patch.setattr("harmoniad_jax.training.loop.Agreement", StopAfter)
