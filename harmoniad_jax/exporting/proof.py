@@ -1,0 +1,203 @@
+"""Whether an exported file says what the run says, measured before it is given out."""
+
+import importlib.util
+import logging
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from harmoniad_jax.config import with_settings
+from harmoniad_jax.data.records import Dataset, Record
+from harmoniad_jax.data.synthetic import DemoSpec, write_demo_dataset
+from harmoniad_jax.errors import UserError
+from harmoniad_jax.inference.predictor import Predictor
+from harmoniad_jax.inference.trained import Trained
+from harmoniad_jax.run.datasets import open_dataset
+
+logger = logging.getLogger(__name__)
+
+BATCHES = (1, 3)
+# [B, H, W, 3] uint8 -> anomaly maps [B, H', W'] and scores [B].
+Runtime = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+class Bound(NamedTuple):
+    """The largest differences that a file may show, as a share of the largest value.
+
+    Values smaller than 1 count as 1: they are in deviations of good images' distances.
+    """
+
+    maps: float
+    scores: float
+
+
+class Samples(NamedTuple):
+    """Images to compare on, as the network sees them, and what the run says of them.
+
+    source: what they are, in words.
+    images: [N, H, W, 3] uint8.
+    categories: of each; None where it is not one of the run's.
+    maps, scores: [N, H', W'] and [N] float32, of the run.
+    """
+
+    source: str
+    images: np.ndarray
+    categories: Sequence[str | None]
+    maps: np.ndarray
+    scores: np.ndarray
+
+
+class Differences(NamedTuple):
+    """How far a runtime is from the run.
+
+    maps, scores: largest absolute differences.
+    relative_maps, relative_scores: the same, as of `Bound`.
+    flipped: verdicts that are others, at the run's default rate; None without thresholds.
+    """
+
+    maps: float
+    scores: float
+    relative_maps: float
+    relative_scores: float
+    flipped: int | None
+
+    def within(self, bound: Bound) -> bool:
+        return (
+            self.relative_maps <= bound.maps
+            and self.relative_scores <= bound.scores
+            and not self.flipped
+        )
+
+
+def draw_samples(trained: Trained, count: int, places: Mapping[str, Any]) -> Samples:
+    """Images of the run, or drawn ones where its images are not at hand.
+
+    Test images if there are any, else training images; evenly taken.
+
+    Args:
+      trained: the opened run.
+      count: of images, at most.
+      places: where the images are now, as settings by dotted name.
+
+    Raises:
+      UserError: an image cannot be read.
+    """
+    try:
+        dataset = open_dataset(with_settings(trained.run.config, places))
+    except UserError as error:
+        if places:
+            raise
+        logger.info("the run's own images are not at hand (%s)", error)
+        with tempfile.TemporaryDirectory() as folder:
+            images = _drawn(trained, Path(folder) / "demo", count)
+        return _measured(trained, "drawn images", images, [None] * len(images))
+    source, records = _chosen(dataset, count)
+    images = np.stack([trained.run.load_image(record) for record in records])
+    return _measured(trained, source, images, [record.category for record in records])
+
+
+def _chosen(dataset: Dataset, count: int) -> tuple[str, list[Record]]:
+    """Records, evenly taken, and what they are."""
+    source, records = "test images", dataset.test
+    if not records:
+        source, records = "training images", dataset.train
+    rows = np.linspace(0, len(records) - 1, min(count, len(records))).astype(int)
+    return source, [records[row] for row in rows]
+
+
+def _drawn(trained: Trained, folder: Path, count: int) -> np.ndarray:
+    """Images of the demo, which need no download."""
+    write_demo_dataset(
+        folder, DemoSpec(train_per_category=1, test_good_per_category=4, test_per_defect=2)
+    )
+    files = sorted(folder.rglob("test/*/*.png"))
+    rows = np.linspace(0, len(files) - 1, min(count, len(files))).astype(int)
+    return np.stack([trained.run.preprocessor.load(files[row]) for row in rows])
+
+
+def _measured(
+    trained: Trained, source: str, images: np.ndarray, categories: Sequence[str | None]
+) -> Samples:
+    predictor, size = Predictor(trained), trained.run.evaluation_batch_size
+    empty = np.zeros((-len(images) % size, *images.shape[1:]), np.uint8)
+    filled = np.concatenate([images, empty])
+    found = [
+        predictor.predict_batch(filled[start : start + size])
+        for start in range(0, len(filled), size)
+    ]
+    maps = np.concatenate([one.anomaly_maps for one in found])[: len(images)]
+    scores = np.concatenate([one.image_scores for one in found])[: len(images)]
+    return Samples(source, images, categories, maps, scores)
+
+
+def run_in_batches(runtime: Runtime, images: np.ndarray, batch: int):
+    """What a runtime says of images that are given to it some at a time."""
+    found = [
+        runtime(images[start : start + batch]) for start in range(0, len(images), batch)
+    ]
+    maps, scores = zip(*found, strict=True)
+    return np.concatenate(maps), np.concatenate(scores)
+
+
+def compare(
+    trained: Trained,
+    samples: Samples,
+    maps: np.ndarray,
+    scores: np.ndarray,
+    tolerance: float | None = None,
+) -> Differences:
+    """What a runtime says against what the run says.
+
+    Args:
+      trained: for its thresholds.
+      samples: with what the run says.
+      maps, scores: what the runtime says.
+      tolerance: see `ImageModel`; None: twice the largest difference of the scores.
+    """
+    if maps.shape != samples.maps.shape or not np.isfinite(maps).all():
+        infinite = float("inf")
+        return Differences(infinite, infinite, infinite, infinite, None)
+    of_maps = np.abs(maps - samples.maps)
+    of_scores = np.abs(scores - samples.scores)
+    if tolerance is None:
+        tolerance = 2 * float(of_scores.max())
+    flipped = None
+    if trained.calibration is not None:
+        rate = trained.run.config.calibration.false_positive_rate
+        thresholds = np.array(
+            [trained.calibration.of(name).threshold(rate) for name in samples.categories]
+        )
+        close = np.abs(scores - thresholds) <= tolerance
+        verdicts = (scores > thresholds) & ~close
+        flipped = int((verdicts != (samples.scores > thresholds)).sum())
+    return Differences(
+        maps=float(of_maps.max()),
+        scores=float(of_scores.max()),
+        relative_maps=float(of_maps.max() / max(1.0, np.abs(samples.maps).max())),
+        relative_scores=float((of_scores / np.maximum(1.0, np.abs(samples.scores))).max()),
+        flipped=flipped,
+    )
+
+
+def openvino_runtime(path: Path) -> tuple[str, Runtime] | None:
+    """OpenVINO as a second runtime and its name; None where it is not installed."""
+    if importlib.util.find_spec("openvino") is None:
+        return None
+    # Imported late: it is optional, and takes a second. Without its telemetry, which would
+    # fork this process.
+    sys.modules.setdefault("openvino_telemetry", None)
+    import openvino
+
+    compiled = openvino.Core().compile_model(
+        str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+
+    def predict(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        found = compiled(images)
+        return found[0], found[1]
+
+    return f"OpenVINO {openvino.__version__.partition('-')[0]}", predict

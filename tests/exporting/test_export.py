@@ -1,0 +1,177 @@
+"""The export command: a proven file or none, and a line for whatever is in the way."""
+
+import errno
+import json
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+from run_helpers import call_command
+
+from harmoniad_jax.errors import UserError
+from harmoniad_jax.exporting import export as module
+from harmoniad_jax.exporting.export import export_run
+from harmoniad_jax.exporting.proof import Bound, Differences, compare, openvino_runtime
+from harmoniad_runtime.description import METADATA_KEY
+
+
+@pytest.fixture(autouse=True)
+def without_openvino(monkeypatch):
+    monkeypatch.setattr(module, "openvino_runtime", lambda path: None)
+
+
+def test_the_file_and_its_description(exported, trained_run):
+    assert {path.name for path in exported.path.parent.iterdir()} == {
+        "model.onnx",
+        "model.json",
+    }
+    model = onnx.load(exported.path)
+    onnx.checker.check_model(model, full_check=True)
+    (entry,) = model.metadata_props
+    values = json.loads(entry.value)
+    assert entry.key == METADATA_KEY
+    assert values == json.loads(exported.path.with_suffix(".json").read_text())
+    assert values["format_version"] == 1
+    assert values["categories"] == ["fabric", "tablet", "washer"]
+    assert values["rates"]["false_positive_rate"] == 0.01
+    assert values["input"]["height"] == values["input"]["width"] == 32
+    assert len(values["calibration"]["overall"]["scores"]) == 9
+    assert len(values["encoder"]["weight_hash"]) == 64
+    assert "'untrained'" in values["licence"]
+    assert values["proof"]["source"] == "test images"
+    # The batch is free, and no threshold is in the graph.
+    (images,) = model.graph.input
+    sizes = images.type.tensor_type.shape.dim
+    assert [size.dim_param or size.dim_value for size in sizes] == ["batch", 32, 32, 3]
+    assert [output.name for output in model.graph.output] == [
+        "anomaly_maps",
+        "image_scores",
+    ]
+
+
+def test_what_is_printed_of_the_proof(exported):
+    lines = exported.printed.splitlines()
+    assert "8 images (test images)" in lines[0]
+    for line, batch in zip(lines[1:3], (1, 3), strict=True):
+        assert f"batch {batch}: maps" in line and "0 verdicts flip" in line
+    assert f"{exported.path}: " in lines[3]
+
+
+def test_a_file_that_differs_too_much_is_not_given_out(trained_run, tmp_path, monkeypatch):
+    monkeypatch.setitem(module.BOUNDS, "float32", Bound(0.0, 0.0))
+    with pytest.raises(UserError, match="nothing was written.*differs from the run"):
+        export_run(trained_run.workdir, tmp_path / "model.onnx", images=3)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_the_images_are_gone_drawn_ones_are_compared(
+    trained_run, tmp_path, monkeypatch, capsys
+):
+    def gone(config):
+        raise UserError("data.root='/gone' is not a folder")
+
+    monkeypatch.setattr("harmoniad_jax.exporting.proof.open_dataset", gone)
+    export_run(trained_run.workdir, tmp_path / "model.onnx", images=3, precision="float16")
+    assert "3 images (drawn images)" in capsys.readouterr().out
+    values = json.loads((tmp_path / "model.json").read_text())
+    assert values["precision"] == "float16"
+    with pytest.raises(UserError, match="/gone"):
+        places = {"data.root": "/gone"}
+        export_run(trained_run.workdir, tmp_path / "other.onnx", places=places)
+    assert not (tmp_path / "other.onnx").exists()
+
+
+def test_a_full_disk_leaves_nothing(trained_run, tmp_path, monkeypatch):
+    def full(path, content):
+        path.write_bytes(content[:100])
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(module, "write_bytes", full)
+    with pytest.raises(OSError):  # `terminal.run` says so in one line
+        export_run(trained_run.workdir, tmp_path / "model.onnx", images=3)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_that_are_there_stay(trained_run, tmp_path):
+    for name in ("model.onnx", "model.json"):
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(UserError, match=f"{name} is there already.*--overwrite"):
+            export_run(trained_run.workdir, tmp_path / "model.onnx")
+        assert (tmp_path / name).read_text() == "mine"
+        (tmp_path / name).unlink()
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("model", "must end with .onnx"),
+        ("model.pt", "must end with .onnx"),
+        ("folder.onnx", "is a folder; name a file"),
+        ("file/model.onnx", "--output cannot be written.*file"),
+    ],
+)
+def test_places_that_cannot_be_written(trained_run, tmp_path, output, message):
+    (tmp_path / "folder.onnx").mkdir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=message) as error:
+        export_run(trained_run.workdir, tmp_path / output)
+    assert "\n" not in str(error.value)
+
+
+def test_an_encoder_that_is_not_there(trained_run, tmp_path):
+    encoder = str(tmp_path / "no-encoder")
+    with pytest.raises(UserError, match="no-encoder.*there is no such folder") as error:
+        export_run(trained_run.workdir, tmp_path / "model.onnx", encoder=encoder)
+    assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_says_in_one_line_what_is_missing(tmp_path):
+    done = call_command(
+        *("export", "--workdir", tmp_path / "none", "--output", tmp_path / "model.onnx")
+    )
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert f"{tmp_path}/none" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_is_not_finished(trained_run, tmp_path):
+    shutil.copytree(trained_run.workdir, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints/6")
+    with pytest.raises(UserError, match="step 4 of 6: finish"):
+        export_run(tmp_path / "run", tmp_path / "model.onnx")
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_a_verdict_that_flips_is_beyond_any_bound():
+    close = Differences(0.0, 0.0, 0.0, 0.0, flipped=0)
+    assert close.within(Bound(1e-4, 1e-4))
+    assert close._replace(flipped=None).within(Bound(1e-4, 1e-4))
+    assert not close._replace(flipped=1).within(Bound(1e-4, 1e-4))
+    assert not close._replace(relative_maps=2e-4).within(Bound(1e-4, 1e-4))
+    assert not close._replace(relative_scores=2e-4).within(Bound(1e-4, 1e-4))
+
+
+@pytest.mark.parametrize("wrong", [lambda m: m * np.nan, lambda m: m[:, :-1]])
+def test_maps_of_no_use_are_beyond_any_bound(wrong):
+    from types import SimpleNamespace
+
+    maps, scores = np.ones((2, 4, 4), np.float32), np.ones(2, np.float32)
+    samples = SimpleNamespace(maps=maps, scores=scores)
+    found = compare(SimpleNamespace(calibration=None), samples, wrong(maps), scores)
+    assert not found.within(Bound(1e6, 1e6))
+
+
+@pytest.mark.slow
+def test_openvino_says_the_same(exported):
+    pytest.importorskip("openvino")
+    from harmoniad_runtime import load
+
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    expected = load(exported.path).predict_batch(images)
+    name, run = openvino_runtime(exported.path)
+    assert name.startswith("OpenVINO ")
+    for found, wanted in zip(run(images), expected, strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-4)
