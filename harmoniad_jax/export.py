@@ -20,7 +20,7 @@ def main() -> None:
     workdir = flags.DEFINE_string("workdir", None, "Folder of a finished run.")
     output = flags.DEFINE_string("output", None, "File to write, such as model.onnx.")
     precision = flags.DEFINE_enum(
-        "precision", "float32", ["float32", "float16"], "Of the stored weights."
+        "precision", "float32", ["float32", "float16", "int8"], "Of the weights."
     )
     encoder = flags.DEFINE_string("encoder", None, "Where the encoder is now.")
     root = flags.DEFINE_string("root", None, "Where the folder of images is now.")

@@ -107,7 +107,7 @@ ROOMS = {
     ),
     "exporting": (
         *("config", "data", "errors", "folders", "model", "steps", "words"),
-        *("run", "inference", "harmoniad_runtime"),
+        *("run", "checkpoints", "inference", "harmoniad_runtime"),
     ),
     "evaluation": (
         *(*BASICS, "config", "data", "devices", "metrics", "model", "report", "steps"),

@@ -13,10 +13,12 @@ import numpy as np
 from harmoniad_jax.config import with_settings
 from harmoniad_jax.data.records import Dataset, Record
 from harmoniad_jax.data.synthetic import DemoSpec, write_demo_dataset
-from harmoniad_jax.errors import UserError
+from harmoniad_jax.errors import UserError, raise_problems
 from harmoniad_jax.inference.predictor import Predictor
 from harmoniad_jax.inference.trained import Trained
+from harmoniad_jax.run.checks import data_problems
 from harmoniad_jax.run.datasets import open_dataset
+from harmoniad_jax.run.normality import GoodImages
 
 logger = logging.getLogger(__name__)
 
@@ -86,12 +88,14 @@ def draw_samples(trained: Trained, count: int, places: Mapping[str, Any]) -> Sam
     Raises:
       UserError: an image cannot be read.
     """
+    config = with_settings(trained.run.config, places)
     try:
-        dataset = open_dataset(with_settings(trained.run.config, places))
+        raise_problems(data_problems(config, for_training=False))
+        dataset = open_dataset(config)
     except UserError as error:
         if places:
             raise
-        logger.info("the run's own images are not at hand (%s)", error)
+        logger.info("the run's own images are not at hand: %s", error)
         with tempfile.TemporaryDirectory() as folder:
             images = _drawn(trained, Path(folder) / "demo", count)
         return _measured(trained, "drawn images", images, [None] * len(images))
@@ -148,7 +152,7 @@ def compare(
     samples: Samples,
     maps: np.ndarray,
     scores: np.ndarray,
-    tolerance: float | None = None,
+    own: GoodImages | None = None,
 ) -> Differences:
     """What a runtime says against what the run says.
 
@@ -156,24 +160,23 @@ def compare(
       trained: for its thresholds.
       samples: with what the run says.
       maps, scores: what the runtime says.
-      tolerance: see `ImageModel`; None: twice the largest difference of the scores.
+      own: what its thresholds follow from; None: those of the run hold, and a score that is
+        as close to one as twice the largest difference counts as equal to it.
     """
     if maps.shape != samples.maps.shape or not np.isfinite(maps).all():
         infinite = float("inf")
         return Differences(infinite, infinite, infinite, infinite, None)
     of_maps = np.abs(maps - samples.maps)
     of_scores = np.abs(scores - samples.scores)
-    if tolerance is None:
-        tolerance = 2 * float(of_scores.max())
     flipped = None
     if trained.calibration is not None:
-        rate = trained.run.config.calibration.false_positive_rate
-        thresholds = np.array(
-            [trained.calibration.of(name).threshold(rate) for name in samples.categories]
-        )
-        close = np.abs(scores - thresholds) <= tolerance
-        verdicts = (scores > thresholds) & ~close
-        flipped = int((verdicts != (samples.scores > thresholds)).sum())
+        of_run = _thresholds(trained, trained.calibration, samples)
+        if own is None:
+            close = np.abs(scores - of_run) <= 2 * of_scores.max()
+            verdicts = (scores > of_run) & ~close
+        else:
+            verdicts = scores > _thresholds(trained, own, samples)
+        flipped = int((verdicts != (samples.scores > of_run)).sum())
     return Differences(
         maps=float(of_maps.max()),
         scores=float(of_scores.max()),
@@ -181,6 +184,12 @@ def compare(
         relative_scores=float((of_scores / np.maximum(1.0, np.abs(samples.scores))).max()),
         flipped=flipped,
     )
+
+
+def _thresholds(trained: Trained, good: GoodImages, samples: Samples) -> np.ndarray:
+    """The threshold of each sample, [N], at the run's default rate."""
+    rate = trained.run.config.calibration.false_positive_rate
+    return np.array([good.of(name).threshold(rate) for name in samples.categories])
 
 
 def openvino_runtime(path: Path) -> tuple[str, Runtime] | None:

@@ -7,12 +7,18 @@ import shutil
 import numpy as np
 import onnx
 import pytest
-from run_helpers import call_command
+from run_helpers import call_command, changed, shallow
 
+import harmoniad_jax
+import harmoniad_runtime
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.exporting import export as module
 from harmoniad_jax.exporting.export import export_run
+from harmoniad_jax.exporting.measure import measured_calibration
 from harmoniad_jax.exporting.proof import Bound, Differences, compare, openvino_runtime
+from harmoniad_jax.inference.image_model import Query
+from harmoniad_jax.run.run import prepare_run
+from harmoniad_jax.training.loop import train_and_evaluate
 from harmoniad_runtime.description import METADATA_KEY
 
 
@@ -54,7 +60,8 @@ def test_what_is_printed_of_the_proof(exported):
     lines = exported.printed.splitlines()
     assert "8 images (test images)" in lines[0]
     for line, batch in zip(lines[1:3], (1, 3), strict=True):
-        assert f"batch {batch}: maps" in line and "0 verdicts flip" in line
+        assert f"batch {batch}: maps" in line and "0 verdicts flip, " in line
+        assert line.endswith(" ms an image")
     assert f"{exported.path}: " in lines[3]
 
 
@@ -165,12 +172,63 @@ def test_maps_of_no_use_are_beyond_any_bound(wrong):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*:Warning:onnxruntime")
+def test_a_file_in_8_bits_has_thresholds_of_its_own(trained_run, tmp_path, monkeypatch):
+    monkeypatch.setitem(module.BOUNDS, "int8", Bound(np.inf, np.inf))
+    monkeypatch.setattr(Differences, "within", lambda self, bound: True)
+    path = tmp_path / "model.onnx"
+    export_run(trained_run.workdir, path, precision="int8", images=4)
+    values = json.loads((tmp_path / "model.json").read_text())
+    trained = harmoniad_jax.load(trained_run.workdir)
+    own = values["calibration"]["per_category"]["tablet"]["scores"]
+    of_run = trained._calibration.of("tablet").scores
+    assert len(own) == len(of_run) and not np.allclose(own, of_run, rtol=1e-6)
+    np.testing.assert_allclose(own, of_run, atol=0.5)
+    kinds = {node.op_type for node in onnx.load(path).graph.node}
+    assert {"MatMulInteger", "DynamicQuantizeLinear", "MatMul"} <= kinds
+    # An image's score does not depend on those beside it.
+    model = harmoniad_runtime.load(path)
+    random = np.random.default_rng(0)
+    images = [random.integers(0, 256, (32, 32, 3), np.uint8) for _ in range(3)]
+    images[1][:] = 0
+    alone = [model.predict([image])[0].score for image in images]
+    assert [result.score for result in model.predict(images)] == alone
+    # Held-out images are good, as with the run.
+    records = prepare_run(trained_run.config).dataset.held_out
+    queries = [Query(record.image, record.category) for record in records]
+    assert not any(result.is_defective for result in model.stream(queries))
+    gone = {"data.root": str(tmp_path / "gone")}
+    with pytest.raises(UserError, match="gone"):
+        export_run(trained_run.workdir, tmp_path / "b.onnx", precision="int8", places=gone)
+
+
+@pytest.mark.slow
+def test_thresholds_need_the_held_out_images(trained_run, tmp_path):
+    gone = {"data.root": str(tmp_path / "gone")}
+    with pytest.raises(UserError, match="held-out images, and they are not at hand.*gone"):
+        measured_calibration(trained_run.workdir, gone, runtime=None)
+
+
+@pytest.mark.slow
+def test_a_run_in_bfloat16_gets_thresholds_in_float32(tiny_config, tmp_path):
+    config = shallow(changed(tiny_config, "encoder", dtype="bfloat16"))
+    config = changed(config, "calibration", holdout=0.4)
+    config = changed(config, "cache", folder=str(tmp_path / "cache"))
+    train_and_evaluate(config, tmp_path / "run")
+    export_run(tmp_path / "run", tmp_path / "model.onnx", images=6)
+    model = harmoniad_runtime.load(tmp_path / "model.onnx")
+    records = prepare_run(config).dataset.held_out
+    queries = [Query(record.image, record.category) for record in records]
+    scores = sorted(result.score for result in model.stream(queries))
+    np.testing.assert_allclose(scores, model._calibration.overall.scores, atol=1e-5)
+    assert not any(result.is_defective for result in model.stream(queries))
+
+
+@pytest.mark.slow
 def test_openvino_says_the_same(exported):
     pytest.importorskip("openvino")
-    from harmoniad_runtime import load
-
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
-    expected = load(exported.path).predict_batch(images)
+    expected = harmoniad_runtime.load(exported.path).predict_batch(images)
     name, run = openvino_runtime(exported.path)
     assert name.startswith("OpenVINO ")
     for found, wanted in zip(run(images), expected, strict=True):
