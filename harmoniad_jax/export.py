@@ -19,6 +19,7 @@ def main() -> None:
     """The command's entry point."""
     workdir = flags.DEFINE_string("workdir", None, "Folder of a finished run.")
     output = flags.DEFINE_string("output", None, "File to write, such as model.onnx.")
+    kind = flags.DEFINE_enum("format", "onnx", ["onnx", "stablehlo"], "Of the file.")
     precision = flags.DEFINE_enum(
         "precision", "float32", ["float32", "float16", "int8"], "Of the weights."
     )
@@ -30,22 +31,33 @@ def main() -> None:
     flags.mark_flags_as_required(["workdir", "output"])
 
     def run() -> None:
-        _check_installed("onnx", "onnxruntime")
+        places = {"data.root": root.value, "data.data_dir": data_dir.value}
+        options = {
+            "encoder": encoder.value,
+            "places": {name: place for name, place in places.items() if place},
+            "images": images.value,
+            "overwrite": overwrite.value,
+        }
+        where = [Path(flag.value).expanduser() for flag in (workdir, output)]
+        if kind.value == "stablehlo" and precision.value != "float32":
+            raise UserError(
+                f"--precision={precision.value} is for --format=onnx; StableHLO is written "
+                "in float32."
+            )
+        if kind.value == "onnx":
+            _check_installed("onnx", "onnxruntime")
         # Imported late: a mistake in the flags is reported without waiting for JAX.
         from harmoniad_jax.devices.compilation import enable_compilation_cache
-        from harmoniad_jax.exporting.export import export_run
 
         enable_compilation_cache()
-        places = {"data.root": root.value, "data.data_dir": data_dir.value}
-        export_run(
-            Path(workdir.value).expanduser(),
-            Path(output.value).expanduser(),
-            precision=precision.value,
-            encoder=encoder.value,
-            places={name: place for name, place in places.items() if place},
-            images=images.value,
-            overwrite=overwrite.value,
-        )
+        if kind.value == "onnx":
+            from harmoniad_jax.exporting.onnx_file import export_onnx
+
+            export_onnx(*where, precision=precision.value, **options)
+        else:
+            from harmoniad_jax.exporting.stablehlo_file import export_stablehlo
+
+            export_stablehlo(*where, **options)
 
     cli.run(run)
 

@@ -10,7 +10,31 @@ from harmoniad_jax.checkpoints.store import Checkpoints
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.exporting.proof import Runtime, run_in_batches
 from harmoniad_jax.inference.restore import open_trained
+from harmoniad_jax.inference.trained import Trained
 from harmoniad_jax.run.calibration import Calibration
+
+
+def own_calibration(
+    workdir: Path,
+    trained: Trained,
+    changes: Mapping[str, Any],
+    runtime: Runtime,
+    precision: str,
+) -> Calibration | None:
+    """What the thresholds of a file follow from, if not from what the run measured.
+
+    Args:
+      workdir, changes, runtime: see `measured_calibration`.
+      trained: the run.
+      precision: of the file.
+
+    Raises:
+      UserError: see `measured_calibration`.
+    """
+    in_bfloat16 = trained.run.config.encoder.dtype == "bfloat16"
+    if trained.calibration is None or not (in_bfloat16 or precision == "int8"):
+        return None
+    return measured_calibration(workdir, changes, runtime)
 
 
 def measured_calibration(

@@ -4,6 +4,7 @@ import importlib.util
 import logging
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from harmoniad_jax.inference.trained import Trained
 from harmoniad_jax.run.checks import data_problems
 from harmoniad_jax.run.datasets import open_dataset
 from harmoniad_jax.run.normality import GoodImages
+from harmoniad_jax.words import in_words
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +37,21 @@ class Bound(NamedTuple):
 
     maps: float
     scores: float
+
+
+# By the precision of the file. Rounding of another order makes about 1e-6; half precision
+# of the weights about 1e-3, 8 bits of weights and activations about 3e-2.
+BOUNDS = {
+    "float32": Bound(1e-4, 1e-4),
+    "float16": Bound(5e-3, 5e-3),
+    "int8": Bound(0.2, 0.2),
+}
+# An encoder that computed in bfloat16 computes in float32 in the file.
+BFLOAT16_BOUND = Bound(0.2, 0.2)
+
+
+# Of a score: runtimes, batches and processors differ by no less, whatever the proof saw.
+SMALLEST_TOLERANCE = 1e-5
 
 
 class Samples(NamedTuple):
@@ -190,6 +207,89 @@ def _thresholds(trained: Trained, good: GoodImages, samples: Samples) -> np.ndar
     """The threshold of each sample, [N], at the run's default rate."""
     rate = trained.run.config.calibration.false_positive_rate
     return np.array([good.of(name).threshold(rate) for name in samples.categories])
+
+
+def say_what_is_compared(samples: Samples) -> None:
+    """Prints the heading of what `prove` prints."""
+    count = in_words(len(samples.images), "image", "images")
+    print(f"Compared with the run on {count} ({samples.source}); largest differences:")
+
+
+def prove(
+    trained: Trained,
+    samples: Samples,
+    runtimes: Mapping[str, Runtime],
+    *,
+    precision: str,
+    batches: Sequence[int] = BATCHES,
+    own: GoodImages | None = None,
+) -> dict[str, Differences]:
+    """Compares runtimes of a file with the run, and prints the differences.
+
+    Args:
+      trained: the run.
+      samples: to compare on.
+      runtimes: of the file, by name.
+      precision: of the file.
+      batches: sizes of batches to give them.
+      own: what the file's thresholds follow from, if not from what the run measured.
+
+    Returns:
+      The differences by the name of the runtime and the batch.
+
+    Raises:
+      UserError: they are beyond the bound, or a verdict flips.
+    """
+    bound = BOUNDS[precision]
+    if trained.run.config.encoder.dtype == "bfloat16":
+        bound = max(bound, BFLOAT16_BOUND)
+    found = {}
+    for name, runtime in runtimes.items():
+        for batch in batches:
+            start = time.perf_counter()
+            maps, scores = run_in_batches(runtime, samples.images, batch)
+            seconds = (time.perf_counter() - start) / len(samples.images)
+            one = compare(trained, samples, maps, scores, own)
+            found[f"{name}, batch {batch}"] = one
+            verdicts = (
+                "no thresholds"
+                if one.flipped is None
+                else in_words(one.flipped, "verdict flips", "verdicts flip")
+            )
+            print(
+                f"  {precision}, {name}, batch {batch}: maps {one.maps:.2g} "
+                f"({one.relative_maps:.1g} of the largest value), scores {one.scores:.2g} "
+                f"({one.relative_scores:.1g}), {verdicts}, {1000 * seconds:.0f} ms an image"
+            )
+    wrong = [name for name, one in found.items() if not one.within(bound)]
+    if wrong:
+        raise UserError(
+            "nothing was written: the file differs from the run by more than is allowed "
+            f"({bound.maps:g} of the largest value, and no other verdict) in "
+            f"{'; '.join(wrong)}. Export with another --precision, or report it with the "
+            "lines above."
+        )
+    return found
+
+
+def proof_of(samples: Samples, found: Mapping[str, Differences]) -> dict[str, Any]:
+    """What `prove` found, for the description of the file."""
+    return {
+        "images": len(samples.images),
+        "source": samples.source,
+        "runtimes": {name: one._asdict() for name, one in found.items()},
+    }
+
+
+def tolerance_of(samples: Samples, found: Mapping[str, Differences]) -> float:
+    """The `score_tolerance` of a file.
+
+    Args:
+      samples: for the size of scores.
+      found: differences from what its thresholds were measured with; empty: none.
+    """
+    smallest = SMALLEST_TOLERANCE * max(1.0, float(abs(samples.scores).max()))
+    return max([smallest, *(2 * one.scores for one in found.values())])
 
 
 def openvino_runtime(path: Path) -> tuple[str, Runtime] | None:

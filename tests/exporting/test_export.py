@@ -3,7 +3,9 @@
 import errno
 import json
 import shutil
+from types import SimpleNamespace
 
+import jax.export
 import numpy as np
 import onnx
 import pytest
@@ -12,10 +14,12 @@ from run_helpers import call_command, changed, shallow
 import harmoniad_jax
 import harmoniad_runtime
 from harmoniad_jax.errors import UserError
-from harmoniad_jax.exporting import export as module
-from harmoniad_jax.exporting.export import export_run
+from harmoniad_jax.exporting import onnx_file as module
+from harmoniad_jax.exporting import proof
 from harmoniad_jax.exporting.measure import measured_calibration
+from harmoniad_jax.exporting.onnx_file import export_onnx
 from harmoniad_jax.exporting.proof import Bound, Differences, compare, openvino_runtime
+from harmoniad_jax.exporting.stablehlo_file import export_stablehlo
 from harmoniad_jax.inference.image_model import Query
 from harmoniad_jax.run.run import prepare_run
 from harmoniad_jax.training.loop import train_and_evaluate
@@ -66,9 +70,9 @@ def test_what_is_printed_of_the_proof(exported):
 
 
 def test_a_file_that_differs_too_much_is_not_given_out(trained_run, tmp_path, monkeypatch):
-    monkeypatch.setitem(module.BOUNDS, "float32", Bound(0.0, 0.0))
+    monkeypatch.setitem(proof.BOUNDS, "float32", Bound(0.0, 0.0))
     with pytest.raises(UserError, match="nothing was written.*differs from the run"):
-        export_run(trained_run.workdir, tmp_path / "model.onnx", images=3)
+        export_onnx(trained_run.workdir, tmp_path / "model.onnx", images=3)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -79,13 +83,13 @@ def test_where_the_images_are_gone_drawn_ones_are_compared(
         raise UserError("data.root='/gone' is not a folder")
 
     monkeypatch.setattr("harmoniad_jax.exporting.proof.open_dataset", gone)
-    export_run(trained_run.workdir, tmp_path / "model.onnx", images=3, precision="float16")
+    export_onnx(trained_run.workdir, tmp_path / "model.onnx", images=3, precision="float16")
     assert "3 images (drawn images)" in capsys.readouterr().out
     values = json.loads((tmp_path / "model.json").read_text())
     assert values["precision"] == "float16"
     with pytest.raises(UserError, match="/gone"):
         places = {"data.root": "/gone"}
-        export_run(trained_run.workdir, tmp_path / "other.onnx", places=places)
+        export_onnx(trained_run.workdir, tmp_path / "other.onnx", places=places)
     assert not (tmp_path / "other.onnx").exists()
 
 
@@ -96,7 +100,7 @@ def test_a_full_disk_leaves_nothing(trained_run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(module, "write_bytes", full)
     with pytest.raises(OSError):  # `terminal.run` says so in one line
-        export_run(trained_run.workdir, tmp_path / "model.onnx", images=3)
+        export_onnx(trained_run.workdir, tmp_path / "model.onnx", images=3)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -104,7 +108,7 @@ def test_files_that_are_there_stay(trained_run, tmp_path):
     for name in ("model.onnx", "model.json"):
         (tmp_path / name).write_text("mine")
         with pytest.raises(UserError, match=f"{name} is there already.*--overwrite"):
-            export_run(trained_run.workdir, tmp_path / "model.onnx")
+            export_onnx(trained_run.workdir, tmp_path / "model.onnx")
         assert (tmp_path / name).read_text() == "mine"
         (tmp_path / name).unlink()
 
@@ -122,14 +126,14 @@ def test_places_that_cannot_be_written(trained_run, tmp_path, output, message):
     (tmp_path / "folder.onnx").mkdir()
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=message) as error:
-        export_run(trained_run.workdir, tmp_path / output)
+        export_onnx(trained_run.workdir, tmp_path / output)
     assert "\n" not in str(error.value)
 
 
 def test_an_encoder_that_is_not_there(trained_run, tmp_path):
     encoder = str(tmp_path / "no-encoder")
     with pytest.raises(UserError, match="no-encoder.*there is no such folder") as error:
-        export_run(trained_run.workdir, tmp_path / "model.onnx", encoder=encoder)
+        export_onnx(trained_run.workdir, tmp_path / "model.onnx", encoder=encoder)
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -148,7 +152,7 @@ def test_a_run_that_is_not_finished(trained_run, tmp_path):
     shutil.copytree(trained_run.workdir, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/6")
     with pytest.raises(UserError, match="step 4 of 6: finish"):
-        export_run(tmp_path / "run", tmp_path / "model.onnx")
+        export_onnx(tmp_path / "run", tmp_path / "model.onnx")
     assert not (tmp_path / "model.onnx").exists()
 
 
@@ -163,21 +167,46 @@ def test_a_verdict_that_flips_is_beyond_any_bound():
 
 @pytest.mark.parametrize("wrong", [lambda m: m * np.nan, lambda m: m[:, :-1]])
 def test_maps_of_no_use_are_beyond_any_bound(wrong):
-    from types import SimpleNamespace
-
     maps, scores = np.ones((2, 4, 4), np.float32), np.ones(2, np.float32)
     samples = SimpleNamespace(maps=maps, scores=scores)
     found = compare(SimpleNamespace(calibration=None), samples, wrong(maps), scores)
     assert not found.within(Bound(1e6, 1e6))
 
 
+def test_stablehlo_for_services_that_run_jax(trained_run, exported, tmp_path):
+    path = tmp_path / "model.stablehlo"
+    export_stablehlo(trained_run.workdir, path, images=3)
+    program = jax.export.deserialize(bytearray(path.read_bytes()))
+    assert program.platforms == ("cpu", "cuda", "tpu")
+    images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+    expected = harmoniad_runtime.load(exported.path).predict_batch(images)
+    for found, wanted in zip(program.call(images), expected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+    values, onnx_values = (
+        json.loads(one.with_suffix(".json").read_text()) for one in (path, exported.path)
+    )
+    different = {name for name in values if values[name] != onnx_values[name]}
+    assert different <= {"proof", "score_tolerance"}
+    assert {one.name for one in tmp_path.iterdir()} == {"model.stablehlo", "model.json"}
+
+
+@pytest.mark.slow
+def test_stablehlo_has_one_precision(tmp_path):
+    done = call_command(
+        *("export", "--workdir", tmp_path, "--output", tmp_path / "model.stablehlo"),
+        *("--format=stablehlo", "--precision=int8"),
+    )
+    assert done.returncode == 2
+    assert "--precision=int8 is for --format=onnx" in done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*:Warning:onnxruntime")
 def test_a_file_in_8_bits_has_thresholds_of_its_own(trained_run, tmp_path, monkeypatch):
-    monkeypatch.setitem(module.BOUNDS, "int8", Bound(np.inf, np.inf))
+    monkeypatch.setitem(proof.BOUNDS, "int8", Bound(np.inf, np.inf))
     monkeypatch.setattr(Differences, "within", lambda self, bound: True)
     path = tmp_path / "model.onnx"
-    export_run(trained_run.workdir, path, precision="int8", images=4)
+    export_onnx(trained_run.workdir, path, precision="int8", images=4)
     values = json.loads((tmp_path / "model.json").read_text())
     trained = harmoniad_jax.load(trained_run.workdir)
     own = values["calibration"]["per_category"]["tablet"]["scores"]
@@ -199,7 +228,7 @@ def test_a_file_in_8_bits_has_thresholds_of_its_own(trained_run, tmp_path, monke
     assert not any(result.is_defective for result in model.stream(queries))
     gone = {"data.root": str(tmp_path / "gone")}
     with pytest.raises(UserError, match="gone"):
-        export_run(trained_run.workdir, tmp_path / "b.onnx", precision="int8", places=gone)
+        export_onnx(trained_run.workdir, tmp_path / "b.onnx", precision="int8", places=gone)
 
 
 @pytest.mark.slow
@@ -215,7 +244,7 @@ def test_a_run_in_bfloat16_gets_thresholds_in_float32(tiny_config, tmp_path):
     config = changed(config, "calibration", holdout=0.4)
     config = changed(config, "cache", folder=str(tmp_path / "cache"))
     train_and_evaluate(config, tmp_path / "run")
-    export_run(tmp_path / "run", tmp_path / "model.onnx", images=6)
+    export_onnx(tmp_path / "run", tmp_path / "model.onnx", images=6)
     model = harmoniad_runtime.load(tmp_path / "model.onnx")
     records = prepare_run(config).dataset.held_out
     queries = [Query(record.image, record.category) for record in records]
