@@ -118,11 +118,14 @@ def _open(path: Path, providers: list[str], threads: int):
         raise UserError(
             f"the model cannot be read. {system_problem(error, path)}"
         ) from None
+    # In TF32, the default, a GPU would round the scores to ten bits.
+    exact = {"CUDAExecutionProvider": {"use_tf32": "0"}}
+    chosen = [(name, exact.get(name, {})) for name in providers]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=providers)
+        return onnxruntime.InferenceSession(str(path), options, providers=chosen)
     except Exception as error:  # it raises classes of its own without a common base
         reason = " ".join(str(error).split())
         raise UserError(

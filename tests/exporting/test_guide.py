@@ -1,5 +1,6 @@
 """The programs of docs/guide-deploy.md run, and say what the runner says."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 import harmoniad_runtime
+from harmoniad_jax.exporting.stablehlo_file import export_stablehlo
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/guide-deploy.md").read_text()
@@ -40,6 +42,16 @@ def test_the_runner(place, capsys):
     (result,) = model.predict(["today/001.png"], category="tablet")
     expected = f"{result.score} {result.is_defective} {result.boxes}"
     assert capsys.readouterr().out.strip() == expected
+
+
+@pytest.mark.slow
+def test_stablehlo(place, trained_run, capsys):
+    export_stablehlo(
+        trained_run.workdir, place / "model.stablehlo", images=3, overwrite=True
+    )
+    capsys.readouterr()
+    exec(snippet("python", "import jax.export"), {})
+    assert capsys.readouterr().out == "(2,)\n"
 
 
 @pytest.mark.slow
@@ -79,8 +91,6 @@ def test_openvino_in_cpp(place):
 
 
 def test_every_field_is_documented(exported):
-    import json
-
     values = json.loads(exported.path.with_suffix(".json").read_text())
     for name in values:
         assert f"`{name}`" in PAGE, name
