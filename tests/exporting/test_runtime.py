@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from PIL import Image
 
 import harmoniad_jax
 import harmoniad_runtime
+from harmoniad_jax import signals
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.inference.image_model import Query
 from harmoniad_jax.inference.predict import predict_files
@@ -76,6 +78,37 @@ def test_the_image_that_set_a_threshold_stays_good(model, trained, run):
     for found, expected in zip(model.stream(queries), trained.stream(queries), strict=True):
         assert found.is_defective is False
         check_alike(found, expected)
+
+
+def test_a_score_close_to_the_threshold_is_equal_to_it(exported, model, tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    (found,) = model.predict([image])
+    distance = abs(found.score - found.threshold)
+    assert model.description.score_tolerance < 1e-3 < distance
+    for tolerance, equal in ((1.01 * distance, True), (0.99 * distance, False)):
+        path = exported.changed(tmp_path, score_tolerance=tolerance)
+        (other,) = harmoniad_runtime.load(path).predict([image])
+        assert (other.score == found.threshold) == equal
+        assert other.is_defective == (False if equal else found.is_defective)
+    # A threshold that was given is taken as it is.
+    path = exported.changed(tmp_path, score_tolerance=1e9)
+    (other,) = harmoniad_runtime.load(path).predict([image], threshold=found.score - 1e-3)
+    assert other.score == found.score and other.is_defective
+
+
+def test_images_of_16_bits_are_scaled_as_in_the_run(exported, model, trained, tmp_path):
+    levels = {"white": {"16-bit": 4095.0}, "black": 0.0}
+    values = json.loads(exported.path.with_suffix(".json").read_text())
+    preprocessor = {**values["preprocessor"], "levels": levels}
+    deep = np.random.default_rng(0).integers(0, 4096, (40, 40), np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    other = harmoniad_runtime.load(exported.changed(tmp_path, preprocessor=preprocessor))
+    (found,) = other.predict([tmp_path / "deep.png"])
+    shallow = (deep / 4095 * 255).round().astype(np.uint8)
+    (expected,) = trained.predict([shallow])
+    check_alike(found, expected)
+    given = harmoniad_runtime.load(exported.path, white_level=4095)
+    assert given.predict([tmp_path / "deep.png"])[0].score == found.score
 
 
 def test_arrays_and_batches_of_any_size(model, trained):
@@ -285,8 +318,9 @@ def test_the_rates_may_be_changed_in_the_file(exported, tmp_path, model):
     assert found.pixel_threshold < expected.pixel_threshold
 
 
-def test_the_command_in_this_process(exported, products, tmp_path, capsys):
+def test_the_command_in_this_process(exported, products, tmp_path, capsys, monkeypatch):
     """The options that another process has not shown."""
+    monkeypatch.setattr(signals, "install", lambda end: None)
     status = main(
         [
             *("--model", str(exported.path), "--input", str(products / "fabric/test/good")),
