@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 # called "configs" would collide with those of other projects.
 setup(
     packages=[
-        *find_packages(include=["harmoniad_jax*", "tfds_builders*"]),
+        *find_packages(include=["harmoniad_jax*", "harmoniad_runtime*", "tfds_builders*"]),
         "harmoniad_jax.configs",
     ],
     package_dir={"harmoniad_jax.configs": "configs"},

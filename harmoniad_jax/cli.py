@@ -1,28 +1,18 @@
 """What the commands share: flags in, one call, errors as one line."""
 
-import contextlib
 import logging
-import os
 import re
-import signal
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from harmoniad_jax import signals
+from harmoniad_jax import terminal
 from harmoniad_jax.config import Config, parse_config, unknown_field
 from harmoniad_jax.config_files import find_config, shipped_configs
-from harmoniad_jax.errors import (
-    INTERRUPTED_STATUS,
-    USER_ERROR_STATUS,
-    UserError,
-    raise_problems,
-    system_problem,
-)
+from harmoniad_jax.errors import UserError, raise_problems
 from harmoniad_jax.fields import field_types, type_name
 
 # Settings that commands without --config have a flag of their own for.
@@ -54,72 +44,28 @@ def define_process_flags() -> Callable[[], dict[str, Any]]:
 def run(
     main: Callable[..., None], *, takes_arguments: bool = False, continues: bool = False
 ) -> None:
-    """Parses the flags and calls `main`; bad input ends with one line and status 2.
-
-    So does what the operating system refuses: a full disk, a folder without permission. A
-    reader of the output that has gone, such as `head`, ends the command without a word.
+    """Parses the flags and calls `main`, see `terminal.run`.
 
     Args:
       main: the command.
       takes_arguments: whether it is called with a list of what stands beside the flags.
-      continues: whether the same command goes on where a signal ended it; the status is
-        75 then, and otherwise what a shell reports of the signal.
+      continues: whether the same command goes on where a signal ended it.
     """
-    _configure_output()
+    terminal.configure_output()
     _configure_logging()
 
-    def end(number: int) -> int:
-        hint = "; the same command continues the run" if continues else ""
-        print(f"interrupted by {signal.Signals(number).name}{hint}", file=sys.stderr)
-        return INTERRUPTED_STATUS if continues else 128 + number
-
     def call(argv: Sequence[str]) -> None:
-        signals.install(end)
-        try:
-            with _written_output():
-                if takes_arguments:
-                    main(argv[1:])
-                    return
-                if len(argv) > 1:
-                    raise UserError(f"unexpected argument {argv[1]!r}; flags begin with --")
-                main()
-        except UserError as error:
-            _fail(error)
-        except signals.Interrupted as interruption:
-            signals.ignore()
-            sys.exit(end(interruption.number))
-        except BrokenPipeError:
-            sys.exit(128 + signal.SIGPIPE)  # as a shell reports it
-        except OSError as error:
-            _fail(system_problem(error, "a file or the output"))
+        if takes_arguments:
+            main(argv[1:])
+            return
+        if len(argv) > 1:
+            raise UserError(f"unexpected argument {argv[1]!r}; flags begin with --")
+        main()
 
-    app.run(call, flags_parser=_parse_flags)
-
-
-def _configure_output() -> None:
-    """Spells out what the terminal's encoding lacks, such as umlauts in ASCII."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a closed one is None
-            stream.reconfigure(errors="backslashreplace")
-
-
-@contextlib.contextmanager
-def _written_output() -> Iterator[None]:
-    """Writes what was printed; an error of that is raised, and not at the very end.
-
-    Raises:
-      OSError: the output is full or closed. What is printed after it goes nowhere.
-    """
-    try:
-        yield
-    finally:
-        if sys.stdout is not None:
-            try:
-                sys.stdout.flush()
-            except OSError:
-                # Python writes what is left once more when it ends.
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-                raise
+    app.run(
+        lambda argv: terminal.run(lambda: call(argv), fail=_fail, continues=continues),
+        flags_parser=_parse_flags,
+    )
 
 
 def _configure_logging() -> None:
@@ -226,9 +172,8 @@ def _explain(error: flags.Error) -> str:
     return text
 
 
-def _fail(error: Exception | str) -> None:
-    print(f"error: {_with_own_flags(str(error))}", file=sys.stderr)
-    sys.exit(USER_ERROR_STATUS)
+def _fail(error: Exception | str) -> NoReturn:
+    terminal.fail(_with_own_flags(str(error)))
 
 
 def _with_own_flags(text: str) -> str:

@@ -13,8 +13,6 @@ from absl import flags
 
 from harmoniad_jax import cli
 
-UNREADABLE_STATUS = 1
-
 
 def main() -> None:
     """The command's entry point."""
@@ -39,7 +37,8 @@ def main() -> None:
     def run() -> None:
         # Imported late: a mistake in the flags is reported without waiting for JAX.
         from harmoniad_jax.devices.compilation import enable_compilation_cache
-        from harmoniad_jax.inference.files import predict_files
+        from harmoniad_jax.inference.files import UNREADABLE_STATUS
+        from harmoniad_jax.inference.predict import predict_files
 
         enable_compilation_cache()
         unreadable = predict_files(

@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = "harmoniad_jax"
+RUNTIME = "harmoniad_runtime"
 
 
 def sources(*folders):
@@ -21,7 +22,7 @@ def module_name(path):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-MODULES = {module_name(path): path for path in sources(PACKAGE)}
+MODULES = {module_name(path): path for path in sources(PACKAGE, RUNTIME)}
 
 
 def imports(source):
@@ -89,7 +90,8 @@ ROOMS = {
     "config": ("errors", "fields"),
     "clip_models": ("errors",),
     "config_files": ("clip_models", "config", "errors"),
-    "cli": ("config", "config_files", "errors", "fields", "signals"),
+    "terminal": ("errors", "signals"),
+    "cli": ("config", "config_files", "errors", "fields", "terminal"),
     "data": ("config", "errors", "words"),
     "metrics": (),
     "report": ("config", "errors", "fields", "metrics", "words"),
@@ -102,6 +104,10 @@ ROOMS = {
     "inference": (
         *(*BASICS, "config", "data", "devices", "model", "report", "steps"),
         *("run", "checkpoints", "features"),
+    ),
+    "exporting": (
+        *("config", "data", "errors", "folders", "model", "steps", "words"),
+        *("run", "checkpoints", "inference", "harmoniad_runtime"),
     ),
     "evaluation": (
         *(*BASICS, "config", "data", "devices", "metrics", "model", "report", "steps"),
@@ -116,7 +122,10 @@ ROOMS = {
         *("run", "checkpoints", "features", "inference", "evaluation", "training"),
     ),
 }
-COMMANDS = ("train", "evaluate", "predict", "summarize", "ablate", "robustness", "views")
+COMMANDS = (
+    *("train", "evaluate", "predict", "summarize", "ablate", "robustness", "views"),
+    "export",
+)
 LIGHT = ("data", "metrics", "report")  # rooms that know neither JAX nor Flax
 
 
@@ -130,8 +139,13 @@ def test_room_imports_nothing_of_ours_but_the_floors_below(room):
     path = ROOT / PACKAGE / room
     files = sources(path) if path.is_dir() else [path.with_suffix(".py")]
     for file in files:
-        builders = any(below(name, "tfds_builders") for name in imports(file.read_text()))
-        found = ours(file) | ({"tfds_builders"} if builders else set())
+        packages = {"tfds_builders", RUNTIME}
+        found = ours(file) | {
+            package
+            for package in packages
+            if any(below(name, package) for name in imports(file.read_text()))
+        }
+        found -= {""}  # the package itself, for its version
         outside = {name for name in found if not below(name, room, *ROOMS[room])}
         assert not outside, f"{file.relative_to(ROOT)} imports {', '.join(outside)}"
 
@@ -156,6 +170,25 @@ def test_builders_know_how_data_is_read_and_nothing_else_of_ours():
         assert not outside, f"{file.relative_to(ROOT)} imports {', '.join(outside)}"
         heavy = {name for name in imports(file.read_text()) if below(name, "jax", "flax")}
         assert not heavy, f"{file.relative_to(ROOT)} imports {', '.join(heavy)}"
+
+
+def test_the_runtime_needs_no_more_than_is_installed_with_it():
+    """Nor does what it imports of the package, however far."""
+    libraries = {"numpy", "scipy", "PIL", "onnxruntime"}
+    libraries |= {"tifffile", "imagecodecs", "simplejpeg"}
+    optional = {"pillow_heif"}
+    waiting, seen = {name for name in MODULES if below(name, RUNTIME)}, set()
+    while waiting:
+        module = waiting.pop()
+        seen.add(module)
+        for name in imports(MODULES[module].read_text()):
+            # A module's packages are imported with it.
+            parents = {name.rpartition(".")[0], name} & set(MODULES)
+            waiting |= parents - seen - {PACKAGE}
+            top = name.partition(".")[0]
+            known = libraries | optional | {PACKAGE, RUNTIME} | sys.stdlib_module_names
+            assert top in known, f"{module} imports {name}"
+    assert {f"{PACKAGE}.data.preprocess", f"{PACKAGE}.inference.writer"} <= seen
 
 
 def test_metrics_are_numpy_and_scipy_alone():
@@ -199,7 +232,8 @@ def test_orbax_is_called_in_one_file():
 def test_no_file_imports_another_framework_or_relatively():
     """But for the yardstick in PyTorch, which time_torch.py loads if it is asked."""
     yardstick = ROOT / "benchmarks" / "torch_head.py"
-    for file in sources(PACKAGE, "configs", "tfds_builders", "benchmarks", "tests"):
+    folders = (PACKAGE, RUNTIME, "configs", "tfds_builders", "benchmarks", "tests")
+    for file in sources(*folders):
         for name in imports(file.read_text()):
             torch = below(name, "torch") and file != yardstick
             refused = name.startswith(".") or below(name, "tensorflow", "clu") or torch

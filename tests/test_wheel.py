@@ -17,8 +17,13 @@ from harmoniad_jax.config import with_settings
 ROOT = Path(__file__).parents[1]
 # What a checkout holds; what is packaged, and what must not be.
 FILES = ("LICENSE", "README.md", "pyproject.toml", "setup.cfg", "setup.py")
-COMMANDS = ("train", "evaluate", "predict", "summarize", "ablate", "robustness", "views")
-FOLDERS = ("harmoniad_jax", "tfds_builders", "configs", "scripts", "benchmarks", "tests")
+COMMANDS = (
+    *("train", "evaluate", "predict", "summarize", "ablate", "robustness", "views"),
+    "export",
+)
+PROGRAMS = (*COMMANDS, "runtime")
+PACKAGES = ("harmoniad_jax", "harmoniad_runtime", "tfds_builders")
+FOLDERS = (*PACKAGES, "configs", "scripts", "benchmarks", "tests")
 
 
 class Environment(NamedTuple):
@@ -90,10 +95,10 @@ def installed(tmp_path_factory) -> Environment:
 def test_no_package_has_a_name_that_others_use(installed):
     packages = {path.name for path in installed.site.iterdir() if path.is_dir()}
     ours = {name for name in packages if not name.endswith(".dist-info")}
-    assert ours == {"harmoniad_jax", "tfds_builders"}
+    assert ours == set(PACKAGES)
 
 
-@pytest.mark.parametrize("package", ["harmoniad_jax", "tfds_builders"])
+@pytest.mark.parametrize("package", PACKAGES)
 def test_every_file_of_a_package_is_there(installed, package):
     """Data files too: what the report is made of, and what TFDS reads of a builder."""
     files = [path.relative_to(ROOT) for path in (ROOT / package).rglob("*.*")]
@@ -107,7 +112,7 @@ def test_config_files_are_in_the_package(installed):
         assert (installed.site / "harmoniad_jax/configs" / path.name).is_file()
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", PROGRAMS)
 def test_every_command_is_a_program(installed, name):
     assert os.access(installed.python.with_name(f"harmoniad-{name}"), os.X_OK)
 

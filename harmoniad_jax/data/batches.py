@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
+from harmoniad_jax.data.ahead import prefetched
 from harmoniad_jax.data.records import Record
 
-# What is decoded ahead of the device: batches in training, images in evaluation.
+# What is decoded ahead of the device in training.
 PREFETCHED_BATCHES = 4
-PREFETCHED_IMAGES = 64
 
 
 # From a record to what a batch holds of it: an array, or a dictionary of arrays.
@@ -124,20 +124,6 @@ class _ProcessShare:
     def __getitem__(self, index: int) -> Record:
         batch, row = divmod(index, self.count)
         return self.order[batch * self.batch_size + self.first + row]
-
-
-def prefetched(
-    items: Sequence[Any], load: Callable[[Any], Any], threads: int
-) -> Iterator[Any]:
-    """What `load` gives for each item, in order; some are loaded ahead.
-
-    Args:
-      items: of any kind.
-      load: may be called in any of the threads.
-      threads: that load at the same time.
-    """
-    loaded = grain.MapDataset.source(items).map(load)
-    return iter(loaded.to_iter_dataset(grain.ReadOptions(threads, PREFETCHED_IMAGES)))
 
 
 def stacked(rows: Sequence[Any], empty: Any, size: int) -> Any:

@@ -31,7 +31,8 @@ from harmoniad_jax.report.tables import (
     defect_sizes_table,
     results_table,
 )
-from harmoniad_jax.run.calibration import Calibration, Normality
+from harmoniad_jax.run.calibration import Calibration
+from harmoniad_jax.run.normality import Normality
 from harmoniad_jax.run.run import Run
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from harmoniad_jax.evaluation.measure import Maps, Measured
 from harmoniad_jax.inference.predictor import Predictor
 from harmoniad_jax.metrics import precision_recall_curve, roc_curve
 from harmoniad_jax.report.content import CategoryContent, Sample, choose_samples
-from harmoniad_jax.run.calibration import Normality
+from harmoniad_jax.run.normality import Normality
 
 # What the high and the low band saw; the fused map is shown as the anomaly map.
 BRANCHES = ("high", "low")

@@ -5,15 +5,13 @@ import contextlib
 import glob
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-
-from tqdm import tqdm
 
 from harmoniad_jax.data.suffixes import looks_like_photo
 from harmoniad_jax.errors import UserError, system_problem
+from harmoniad_jax.inference.image_model import ImageModel, Query, Question
 from harmoniad_jax.inference.result import ImageResult
-from harmoniad_jax.inference.trained_model import Query, Question, TrainedModel
 from harmoniad_jax.inference.writer import (
     CSV_FILE,
     OVERLAY_SIDE,
@@ -24,11 +22,13 @@ from harmoniad_jax.words import in_words
 
 # A path of more bytes is none, on any system.
 LONGEST_PATH = 4096
+# The exit status of a command that met files it could not read.
+UNREADABLE_STATUS = 1
 UNREADABLE = "unreadable"  # counted like the verdicts True, False and None
 
 
-def predict_files(
-    workdir: Path,
+def judge_files(
+    open_model: Callable[[], ImageModel],
     source: str,
     output: Path,
     *,
@@ -39,31 +39,31 @@ def predict_files(
     map_size: str = "image",
     overlays: bool = True,
     overwrite: bool = False,
-    encoder: str | None = None,
-    white_level: float | None = None,
+    progress: Callable[[Sequence[PurePosixPath]], Iterable[PurePosixPath]] = iter,
 ) -> int:
     """Judges image files and writes what `PredictionWriter` writes.
 
     Args:
-      workdir: folder of a finished run.
+      open_model: gives the model. It is called when there is something to judge and a
+        place to write to, since it may take long.
       source: an image file, a folder (with all images below it), or a glob.
       output: folder to write to.
       category: product class of all images. If None, see `guess_category`.
-      false_positive_rate, threshold: see `TrainedModel.predict`.
+      false_positive_rate, threshold: see `ImageModel.predict`.
       maps, map_size, overlays, overwrite: see `PredictionWriter`.
-      encoder, white_level: see `TrainedModel`.
+      progress: shows how far it is while it iterates over the images' names.
 
     Returns:
       The number of files that could not be read.
 
     Raises:
-      UserError: no images, no trained model, or nowhere to write.
+      UserError: no images, no model, or nowhere to write.
     """
     files, names, base = _inputs(source, output)
     writer = PredictionWriter(
         output, maps=maps, map_size=map_size, overlays=overlays, overwrite=overwrite
     )
-    model = TrainedModel(workdir, encoder=encoder, white_level=white_level)
+    model = open_model()
     queries = [
         Query(file, category or guess_category(name, model.categories, base))
         for file, name in zip(files, names, strict=True)
@@ -75,7 +75,7 @@ def predict_files(
     question = Question(false_positive_rate, threshold, thumbnail_side)
     results = model.stream(queries, question)
     with _saying_what_is_left(output), writer:
-        counts = _write_all(writer, names, results)
+        counts = _write_all(writer, progress(names), results)
     _say_what_was_found(counts, output)
     return counts[UNREADABLE]
 
@@ -96,7 +96,7 @@ def _inputs(source: str, output: Path) -> tuple[list[Path], list[PurePosixPath],
 
 
 def _say_whose_folder(
-    model: TrainedModel, base: Path, names: Sequence[PurePosixPath]
+    model: ImageModel, base: Path, names: Sequence[PurePosixPath]
 ) -> None:
     """Prints the product that is taken from the folder of --input, and of how many."""
     found = guess_category(PurePosixPath("image"), model.categories, base)
@@ -106,7 +106,7 @@ def _say_whose_folder(
 
 
 def _say_whose_thresholds(
-    model: TrainedModel, queries: Sequence[Query], threshold: float | None
+    model: ImageModel, queries: Sequence[Query], threshold: float | None
 ) -> None:
     """Prints which images are judged by the threshold of all products, and why."""
     borrowing = {query.category for query in queries} & set(
@@ -131,20 +131,18 @@ def _say_whose_thresholds(
 
 def _write_all(
     writer: PredictionWriter,
-    names: Sequence[PurePosixPath],
+    names: Iterable[PurePosixPath],
     results: Iterator[ImageResult | UserError],
 ) -> collections.Counter:
     """Writes every result; counts verdicts and what could not be read."""
     counts: collections.Counter = collections.Counter()
-    with tqdm(desc="predicting", total=len(names), unit="image", disable=None) as progress:
-        for name, result in zip(names, results, strict=True):
-            if isinstance(result, UserError):
-                writer.write_error(name, str(result))
-                counts[UNREADABLE] += 1
-            else:
-                writer.write(name, result)
-                counts[result.is_defective] += 1
-            progress.update()
+    for name, result in zip(names, results, strict=True):
+        if isinstance(result, UserError):
+            writer.write_error(name, str(result))
+            counts[UNREADABLE] += 1
+        else:
+            writer.write(name, result)
+            counts[result.is_defective] += 1
     return counts
 
 

@@ -1,59 +1,17 @@
 """A trained model for new images: `harmoniad_jax.load("runs/a").predict(images)`."""
 
-import itertools
-import math
-from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
 
 import numpy as np
 
-from harmoniad_jax.data.batches import prefetched, stacked
-from harmoniad_jax.data.records import check_categories
-from harmoniad_jax.errors import UserError
+from harmoniad_jax.data.batches import stacked
+from harmoniad_jax.inference.image_model import ImageModel, Rates
 from harmoniad_jax.inference.predictor import Predictor
 from harmoniad_jax.inference.restore import open_for_new_images
-from harmoniad_jax.inference.result import ImageResult, find_boxes
-from harmoniad_jax.run.calibration import Normality
+from harmoniad_jax.inference.trained import Trained
 
 
-class Query(NamedTuple):
-    """An image to judge.
-
-    image: [H0, W0, 3] RGB or [H0, W0], or a file.
-    category: product class, if known.
-    """
-
-    image: np.ndarray | Path
-    category: str | None = None
-
-
-class Question(NamedTuple):
-    """How images are judged.
-
-    false_positive_rate: share of good images that may be called defective, in (0, 1);
-        None: that of the run's settings.
-    threshold: of the score, instead of one that follows from the rate.
-    thumbnail_side: longer side of the thumbnails in pixels; 0: none are made.
-    """
-
-    false_positive_rate: float | None = None
-    threshold: float | None = None
-    thumbnail_side: int = 0
-
-
-THE_RUNS_OWN = Question()
-
-
-class _Loaded(NamedTuple):
-    pixels: np.ndarray | None  # [S, S, 3] uint8; None: it could not be read
-    size: tuple[int, int] = (0, 0)
-    note: str = ""
-    thumbnail: np.ndarray | None = None
-    error: str = ""
-
-
-class TrainedModel:
+class TrainedModel(ImageModel):
     """The latest checkpoint of a run, ready for new images, on every device."""
 
     def __init__(
@@ -74,181 +32,30 @@ class TrainedModel:
         Raises:
           UserError: no checkpoint, training is not finished, or another encoder.
         """
-        trained = open_for_new_images(Path(workdir).expanduser(), encoder, white_level)
-        self.config = trained.run.config
-        self._run, self._calibration = trained.run, trained.calibration
-        self._predictor = Predictor(trained)
+        self._use(open_for_new_images(Path(workdir).expanduser(), encoder, white_level))
 
-    @property
-    def categories(self) -> tuple[str, ...]:
-        """The product classes of training; empty where no image was held out."""
-        known = self._calibration
-        return tuple(sorted([*known.per_category, *known.others])) if known else ()
+    @classmethod
+    def of(cls, trained: Trained) -> "TrainedModel":
+        """That of a run that is open already."""
+        model = cls.__new__(cls)
+        model._use(trained)
+        return model
 
-    @property
-    def categories_without_threshold(self) -> tuple[str, ...]:
-        """Those of them that the threshold of all together is taken for.
-
-        A single image of each was there to train on, so that none could be held out.
-        """
-        return self._calibration.others if self._calibration else ()
-
-    def predict(
-        self,
-        images: Iterable[np.ndarray | str | Path],
-        *,
-        channels: Literal["RGB", "BGR"] = "RGB",
-        category: str | None = None,
-        false_positive_rate: float | None = None,
-        threshold: float | None = None,
-    ) -> list[ImageResult]:
-        """Judges images.
-
-        Args:
-          images: arrays [H0, W0, 3] or [H0, W0], or paths of image files. Arrays are uint8,
-            or deeper and on the scale of the run's images.
-          channels: the order of colours in arrays: "RGB", or "BGR" as OpenCV has it. The
-            wrong one gives other scores and other verdicts.
-          category: product class of all of them, if known: its own threshold is taken,
-            if it has one.
-          false_positive_rate: share of good images that may be called defective, in
-            (0, 1); that of the run's settings if None.
-          threshold: of the score, instead of one that follows from the rate.
-
-        Raises:
-          UserError: a file cannot be read, or the category is not known.
-          ValueError: an array of another shape or dtype, or another order of channels.
-          TypeError: a single image.
-        """
-        if channels not in ("RGB", "BGR"):
-            raise ValueError(f"channels is {channels!r}; expected 'RGB' or 'BGR'")
-        single = isinstance(images, np.ndarray) and images.ndim < 4
-        if single or isinstance(images, str | Path):
-            raise TypeError("predict takes a list of images, such as predict([image])")
-        queries = [
-            Query(
-                _in_rgb(image, channels) if isinstance(image, np.ndarray) else Path(image),
-                category,
-            )
-            for image in images
-        ]
-        results = list(self.stream(queries, Question(false_positive_rate, threshold)))
-        for result in results:
-            if isinstance(result, UserError):
-                raise result
-        return results
-
-    def stream(
-        self, queries: Sequence[Query], question: Question = THE_RUNS_OWN
-    ) -> Iterator[ImageResult | UserError]:
-        """Judges images one after the other, in order; an error takes its image's place.
-
-        Args and Raises: see `predict`; mistakes are found before the first image is asked
-        for. Memory is that of a batch.
-        """
-        self._check(queries, question)
-        return self._stream(queries, question)
-
-    def _check(self, queries: Sequence[Query], question: Question) -> None:
-        rate, threshold = question.false_positive_rate, question.threshold
-        if rate is not None and not 0 < rate < 1:
-            raise UserError(
-                f"the false positive rate is {rate}; it must be between 0 and 1."
-            )
-        if threshold is not None and math.isnan(threshold):
-            raise UserError("the threshold is not a number; give a score.")
-        if self._calibration is not None:
-            wanted = {query.category for query in queries} - {None}
-            check_categories(
-                sorted(wanted), self.categories, "the trained model", setting="category"
-            )
-        for query in queries:
-            if isinstance(query.image, np.ndarray):
-                _check_array(query.image)
-
-    def _stream(
-        self, queries: Sequence[Query], question: Question
-    ) -> Iterator[ImageResult | UserError]:
-        """Predicts batch by batch; the last one is filled up."""
-        size, empty = self._run.evaluation_batch_size, self._run.preprocessor.empty
-        loaded = prefetched(
-            [query.image for query in queries],
-            lambda image: self._load(image, question.thumbnail_side),
-            self.config.data.threads,
-        )
-        pairs = zip(queries, loaded, strict=True)
-        while chunk := list(itertools.islice(pairs, size)):
-            rows = [empty if one.pixels is None else one.pixels for _, one in chunk]
-            prediction = self._predictor.predict_batch(stacked(rows, empty, size))
-            maps, scores = prediction.anomaly_maps, prediction.image_scores
-            for row, (query, one) in enumerate(chunk):
-                if one.pixels is None:
-                    yield UserError(one.error)
-                else:
-                    score = float(scores[row])
-                    yield self._result(query, question, one, maps[row], score)
-
-    def _load(self, image: np.ndarray | Path, thumbnail_side: int) -> _Loaded:
-        """Decodes an image once, for the encoder and for the eye."""
-        preprocessor = self._run.preprocessor
-        try:
-            if isinstance(image, np.ndarray):
-                decoded = preprocessor.from_array(image)
-            else:
-                decoded = preprocessor.decode(image)
-        except UserError as error:
-            return _Loaded(None, error=str(error))
-        image, note = decoded.image, decoded.note
-        pixels, size = preprocessor.scale(image), decoded.size
-        if not thumbnail_side:
-            return _Loaded(pixels, size, note)
-        image.thumbnail((thumbnail_side, thumbnail_side))
-        return _Loaded(pixels, size, note, np.asarray(image.convert("RGB")))
-
-    def _result(
-        self,
-        query: Query,
-        question: Question,
-        loaded: _Loaded,
-        anomaly_map: np.ndarray,
-        score: float,
-    ) -> ImageResult:
-        normality, threshold = self._normality(query.category), question.threshold
-        pixel_threshold = normalised_score = normalised_map = None
-        if normality is not None:
-            settings = self.config.calibration
-            rate = question.false_positive_rate or settings.false_positive_rate
-            if threshold is None:
-                threshold = normality.threshold(rate)
-            pixel_threshold = normality.pixel_threshold(settings.pixel_false_positive_rate)
-            normalised_score = float(normality.normalise_score(score, threshold))
-            normalised_map = normality.normalise_map(anomaly_map, pixel_threshold)
-        return ImageResult(
-            anomaly_map=anomaly_map,
-            score=score,
-            category=query.category,
-            threshold=threshold,
-            pixel_threshold=pixel_threshold,
-            normalised_score=normalised_score,
-            normalised_map=normalised_map,
-            boxes=find_boxes(anomaly_map, pixel_threshold, loaded.size),
-            size=loaded.size,
-            note=loaded.note,
-            thumbnail=loaded.thumbnail,
+    def _use(self, trained: Trained) -> None:
+        run = trained.run
+        self.config, self._predictor = run.config, Predictor(trained)
+        settings = run.config.calibration
+        super().__init__(
+            run.preprocessor,
+            trained.calibration,
+            Rates(settings.false_positive_rate, settings.pixel_false_positive_rate),
+            batch_size=run.evaluation_batch_size,
+            threads=run.config.data.threads,
         )
 
-    def _normality(self, category: str | None) -> Normality | None:
-        return self._calibration.of(category) if self._calibration else None
-
-
-def _check_array(image: np.ndarray) -> None:
-    shape_fits = image.ndim == 2 or (image.ndim == 3 and image.shape[-1] == 3)
-    if image.dtype.kind not in "uif" or not shape_fits or 0 in image.shape:
-        raise ValueError(
-            f"an image is {image.dtype} {image.shape}; expected numbers [H, W, 3], RGB, or "
-            "[H, W], mostly uint8"
-        )
-
-
-def _in_rgb(image: np.ndarray, channels: str) -> np.ndarray:
-    return image if channels == "RGB" or image.ndim == 2 else image[..., ::-1]
+    def _predict_batch(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The batch is filled up: one size is one program."""
+        count = len(images)
+        filled = stacked(images, self._preprocessor.empty, self._batch_size)
+        found = self._predictor.predict_batch(filled)
+        return found.anomaly_maps[:count], found.image_scores[:count]

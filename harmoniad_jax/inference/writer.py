@@ -1,7 +1,6 @@
 """What predictions leave on disk: a table, anomaly maps, overlays."""
 
 import csv
-import functools
 import hashlib
 import io
 import json
@@ -11,13 +10,11 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from harmoniad_jax.errors import UserError, system_problem
 from harmoniad_jax.inference.result import ImageResult
-from harmoniad_jax.report.pictures import ColourScale, overlay, resize
-from harmoniad_jax.report.plots import colour_bar
+from harmoniad_jax.report.pictures import ColourScale, colour_bar, overlay, resize
 
 CSV_FILE = "predictions.csv"
 # Its name until all rows are in it.
@@ -180,20 +177,9 @@ def draw_overlay(image: np.ndarray, normalised_map: np.ndarray) -> np.ndarray:
       [H + h, 2 W, 3] uint8.
     """
     heated = overlay(image, normalised_map, SCALE, NORMALISED_THRESHOLD)
-    bar = _bar(image.shape[1])
+    bar = colour_bar(image.shape[1], SCALE, NORMALISED_THRESHOLD)
     beside = np.concatenate([np.full_like(bar, 255), bar], axis=1)
     return np.concatenate([np.concatenate([image, heated], axis=1), beside])
-
-
-@functools.lru_cache(maxsize=8)
-def _bar(width: int) -> np.ndarray:
-    """The colour bar, [h, width, 3] uint8."""
-    figure = colour_bar(SCALE, NORMALISED_THRESHOLD)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
-    height = max(1, round(drawn.height * width / drawn.width))
-    return np.asarray(drawn.resize((width, height), Image.Resampling.LANCZOS))
 
 
 def _no_formula(text: str) -> str:

@@ -107,6 +107,26 @@ def low_pass(
     return filtered(extended, gain)[:, :, :height, :width]
 
 
+def low_pass_matrix(
+    height: int, width: int, cutoff: jax.Array, softness: jax.Array, **gate
+) -> jax.Array:
+    """What `low_pass` does to a map of a group, as one matrix: it is linear.
+
+    Args:
+      height, width: h and w of the maps.
+      cutoff, softness: [G] float32, see `low_pass`.
+      **gate: `gate` and `mirror`, see `low_pass`.
+
+    Returns:
+      [G, h * w, h * w] float32, a row for each cell of the low band.
+    """
+    cells = height * width
+    shape = (cells, len(cutoff), height, width, 1)
+    units = jnp.eye(cells).reshape(cells, 1, height, width, 1)
+    answers = low_pass(jnp.broadcast_to(units, shape), cutoff, softness, **gate)
+    return answers.reshape(cells, -1, cells).transpose(1, 2, 0)
+
+
 class FrequencySplit(nn.Module):
     """Splits feature maps into two bands with a soft gate.
 
@@ -116,6 +136,8 @@ class FrequencySplit(nn.Module):
       softness: tau, > 0, in units of Nyquist.
       learnable: train rho and tau of each group, from these values on.
       mirror: see `low_pass`.
+      as_matrix: multiply by `low_pass_matrix` instead of transforming: for runtimes
+        without an FFT. The same numbers, up to rounding.
     """
 
     gate: str = "sigmoid"
@@ -123,6 +145,7 @@ class FrequencySplit(nn.Module):
     softness: float = 0.05
     learnable: bool = False
     mirror: bool = False
+    as_matrix: bool = False
 
     @nn.compact
     def __call__(
@@ -146,12 +169,13 @@ class FrequencySplit(nn.Module):
             cutoff = jax.nn.sigmoid(free)
             free = self.param("log_softness", constant(jnp.log(self.softness)), shape)
             softness = jnp.exp(free)
-        low = low_pass(
-            features,
-            cutoff,
-            softness,
-            gate=self.gate,
-            mirror=self.mirror,
-            mesh=mesh,
-        )
+        kind = {"gate": self.gate, "mirror": self.mirror}
+        if self.as_matrix:
+            batch, groups, height, columns, channels = features.shape
+            matrix = low_pass_matrix(height, columns, cutoff, softness, **kind)
+            cells = features.reshape(batch, groups, height * columns, channels)
+            low = jnp.einsum("gpq,bgqd->bgpd", matrix, cells, precision="highest")
+            low = low.reshape(features.shape)
+        else:
+            low = low_pass(features, cutoff, softness, mesh=mesh, **kind)
         return low, features - low

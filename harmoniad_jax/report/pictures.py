@@ -3,17 +3,25 @@
 A picture is uint8 [H, W, 3]. Every function leaves its arguments as they are.
 """
 
+import functools
 from collections.abc import Iterable
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-# Perceptually uniform, in print and for colour-blind readers too: equal steps of the map
-# look equal, and more anomalous is always brighter.
-HEAT = matplotlib.colormaps["inferno"]
+# Red, green and blue as polynomials of the heat, lowest power first, fitted to matplotlib's
+# "inferno": equal steps of the map look equal, in print and for colour-blind readers too,
+# and more anomalous is always brighter.
+HEAT_POLYNOMIALS = np.array(
+    [
+        [0.008, -0.529, 22.951, -125.511, 392.629, -728.611, 792.405, -469.717, 117.359],
+        [-0.017, 1.782, -22.526, 136.141, -421.798, 738.967, -733.991, 387.27, -84.827],
+        [0.021, 0.662, 31.699, -227.888, 687.238, -1078.198, 869.771, -306.969, 24.297],
+    ]
+)
+HEAT_LEVELS = 256
 
 # How much of the image the strongest heat hides, and below which share of the scale the
 # image shows through untouched: the ordinary ups and downs of a map are not a finding.
@@ -23,6 +31,7 @@ WEAKEST_HEAT = 0.15
 TRUTH_COLOUR = (0, 205, 190)
 THRESHOLD_COLOUR = (255, 255, 255)
 HALO_COLOUR = (20, 20, 20)
+LABEL_COLOUR = (85, 89, 94)
 
 
 class ColourScale(NamedTuple):
@@ -52,6 +61,13 @@ def colour_scale(maps: Iterable[np.ndarray], threshold: float | None = None) -> 
     return ColourScale(float(low), float(high if high > low else low + 1.0))
 
 
+def heat_colours(share: np.ndarray) -> np.ndarray:
+    """Colours [..., 3] in [0, 1] of heat [...] in [0, 1], in `HEAT_LEVELS` steps."""
+    powers = np.linspace(0, 1, HEAT_LEVELS)[:, None] ** np.arange(HEAT_POLYNOMIALS.shape[1])
+    table = (powers @ HEAT_POLYNOMIALS.T).clip(0, 1)
+    return table[np.minimum((share * HEAT_LEVELS).astype(int), HEAT_LEVELS - 1)]
+
+
 def heat_map(values: np.ndarray, scale: ColourScale) -> np.ndarray:
     """Colours of a map.
 
@@ -61,7 +77,7 @@ def heat_map(values: np.ndarray, scale: ColourScale) -> np.ndarray:
     Returns:
       [H, W, 3] uint8.
     """
-    return (255 * HEAT(_share(values, scale))[..., :3]).round().astype(np.uint8)
+    return (255 * heat_colours(_share(values, scale))).round().astype(np.uint8)
 
 
 def overlay(
@@ -84,10 +100,43 @@ def overlay(
     values = resize(values, image.shape[:2])
     share = _share(values, scale)
     strength = STRONGEST_HEAT * np.clip((share - WEAKEST_HEAT) / (1 - WEAKEST_HEAT), 0, 1)
-    picture = _blend(image, 255 * HEAT(share)[..., :3], strength[..., None])
+    picture = _blend(image, 255 * heat_colours(share), strength[..., None])
     if threshold is None:
         return picture
     return contour(picture, values > threshold, THRESHOLD_COLOUR)
+
+
+@functools.lru_cache(maxsize=8)
+def colour_bar(width: int, scale: ColourScale, threshold: float) -> np.ndarray:
+    """Which colour of `heat_map` is which value, with a line at the threshold.
+
+    Args:
+      width: in pixels.
+      scale: as for `heat_map`.
+      threshold: inside the scale.
+
+    Returns:
+      [h, width, 3] uint8: the bar, and four values below it.
+    """
+    height = max(1, round(width / 12))
+    values = np.linspace(scale.low, scale.high, width)[None].repeat(height, axis=0)
+    canvas = Image.new("RGB", (width, 2 * height), "white")
+    canvas.paste(Image.fromarray(heat_map(values, scale)))
+    draw, line = ImageDraw.Draw(canvas), max(1, round(width / 150))
+
+    def place(value: float) -> float:
+        return (value - scale.low) / (scale.high - scale.low) * (width - 1)
+
+    # White on dark and dark on bright would need two lines; this is one of each.
+    for colour, thickness in ((HALO_COLOUR, 2 * line), (THRESHOLD_COLOUR, line)):
+        middle = place(threshold)
+        draw.line([(middle, 0), (middle, height - 1)], colour, thickness)
+    font = ImageFont.load_default(max(1.0, 0.8 * height))
+    for share in (0.2, 0.4, 0.6, 0.8):
+        value = scale.low + share * (scale.high - scale.low)
+        middle = (place(value), 1.5 * height)
+        draw.text(middle, f"{value:.3g}", LABEL_COLOUR, font, anchor="mm")
+    return np.asarray(canvas)
 
 
 def contour(

@@ -13,12 +13,12 @@ import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from harmoniad_jax.metrics.regions import FPR_LIMIT
-from harmoniad_jax.report.pictures import HEAT, ColourScale
+from harmoniad_jax.report.pictures import HEAT_LEVELS, ColourScale, heat_colours
 
 PLOT_INCHES = (3.0, 2.5)
 BAR_INCHES = (3.0, 0.5)
@@ -115,7 +115,8 @@ def colour_bar(scale: ColourScale, threshold: float | None) -> Figure:
     with style():
         figure = Figure(figsize=BAR_INCHES)
         axes = figure.add_axes((0.0, 0.5, 1.0, 0.5))
-        mappable = ScalarMappable(Normalize(*scale), HEAT)
+        colours = ListedColormap(heat_colours(np.linspace(0, 1, HEAT_LEVELS)))
+        mappable = ScalarMappable(Normalize(*scale), colours)
         bar = figure.colorbar(mappable, cax=axes, orientation="horizontal")
         bar.outline.set_visible(False)
         # The bar is as wide as the plot: labels at its ends would be cut.

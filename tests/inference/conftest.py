@@ -6,8 +6,8 @@ import pytest
 from predict_helpers import noise, write_image
 
 import harmoniad_jax
-from harmoniad_jax.inference import files as module
-from harmoniad_jax.inference.files import predict_files
+from harmoniad_jax.inference import predict as module
+from harmoniad_jax.inference.predict import predict_files
 from harmoniad_jax.inference.predictor import Predictor
 from harmoniad_jax.inference.restore import open_trained
 from harmoniad_jax.run.run import prepare_run

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from harmoniad_jax.inference.trained_model import find_boxes
+from harmoniad_jax.inference.result import find_boxes
 
 SIZES = st.integers(1, 3000)
 MAPS = hnp.arrays(

@@ -22,7 +22,7 @@ import harmoniad_jax
 from harmoniad_jax.data.images import read_image
 from harmoniad_jax.data.masks import read_masks
 from harmoniad_jax.errors import UserError
-from harmoniad_jax.inference.trained_model import Query
+from harmoniad_jax.inference.image_model import Query
 
 
 def assert_same(first, second):

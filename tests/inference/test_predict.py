@@ -17,8 +17,9 @@ from run_helpers import call_command
 from tqdm import tqdm
 
 from harmoniad_jax.errors import UserError
-from harmoniad_jax.inference import files as module
-from harmoniad_jax.inference.files import find_files, guess_category, predict_files
+from harmoniad_jax.inference import predict as module
+from harmoniad_jax.inference.files import find_files, guess_category
+from harmoniad_jax.inference.predict import predict_files
 
 pytestmark = ignore_pillow
 

@@ -15,8 +15,8 @@ from predict_helpers import COLUMNS, ignore_pillow, noise, rows_of, write_image
 from harmoniad_jax.data.images import read_image
 from harmoniad_jax.data.records import EncodedImage
 from harmoniad_jax.errors import UserError
-from harmoniad_jax.inference import files as module
-from harmoniad_jax.inference.files import predict_files
+from harmoniad_jax.inference import predict as module
+from harmoniad_jax.inference.predict import predict_files
 
 pytestmark = ignore_pillow
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from predict_helpers import files_of, ignore_pillow, rows_of, write_image
 
-from harmoniad_jax.inference import files as module
-from harmoniad_jax.inference.files import predict_files
+from harmoniad_jax.inference import predict as module
+from harmoniad_jax.inference.predict import predict_files
 
 pytestmark = ignore_pillow
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.evaluation import evaluate as evaluation
-from harmoniad_jax.inference.files import predict_files
+from harmoniad_jax.inference.predict import predict_files
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 

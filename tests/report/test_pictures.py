@@ -1,5 +1,6 @@
 """Maps and masks as pictures."""
 
+import matplotlib
 import numpy as np
 import pytest
 from drawn import draw_category
@@ -7,8 +8,10 @@ from drawn import draw_category
 from harmoniad_jax.report.pictures import (
     THRESHOLD_COLOUR,
     ColourScale,
+    colour_bar,
     colour_scale,
     contour,
+    heat_colours,
     heat_map,
     overlay,
     resize,
@@ -32,6 +35,32 @@ def test_hotter_is_brighter_and_the_ends_are_kept():
     assert (np.diff(luminance(picture)[0]) > -1).all()
     beyond = heat_map(np.array([[-100.0, -1, 3, 100]]), ColourScale(-1, 3))[0]
     assert (beyond[0] == beyond[1]).all() and (beyond[2] == beyond[3]).all()
+
+
+def test_heat_is_close_to_a_uniform_colour_map():
+    """matplotlib's "inferno", which overlays do not need."""
+    share = np.linspace(0, 1, 256)
+    wanted = matplotlib.colormaps["inferno"](share)[:, :3]
+    np.testing.assert_allclose(heat_colours(share), wanted, atol=6 / 255)
+
+
+@pytest.mark.parametrize("width", [1, 7, 300, 1024])
+def test_a_colour_bar_runs_from_cold_to_hot(width):
+    bar = colour_bar(width, ColourScale(0, 1), 0.5)
+    assert bar.dtype == np.uint8
+    assert bar.shape[1:] == (width, 3)
+    if width >= 300:
+        row = luminance(bar[0])
+        assert (row[width // 2] == luminance(np.array(THRESHOLD_COLOUR))).all()
+        line = np.s_[width // 2 - width // 60 : width // 2 + width // 60]
+        colours = np.delete(row, line)
+        assert (np.diff(colours) > -1).all()
+        labels = (bar[len(bar) // 2 :] != 255).any(axis=(0, 2))
+        places = np.flatnonzero(labels) / width
+        # 0.2, 0.4, 0.6 and 0.8, and nothing between them.
+        for place in (0.2, 0.4, 0.6, 0.8):
+            assert (np.abs(places - place) < 0.02).any()
+        assert (np.abs(places[:, None] - [0.2, 0.4, 0.6, 0.8]).min(axis=1) < 0.08).all()
 
 
 def test_one_pixel_does_not_decide_about_the_scale():

@@ -13,12 +13,8 @@ from hypothesis import strategies as st
 
 from harmoniad_jax.config import Config, EvaluationConfig
 from harmoniad_jax.data.records import Dataset, Record
-from harmoniad_jax.run.calibration import (
-    PIXEL_SHARES,
-    Calibration,
-    Normality,
-    score_settings,
-)
+from harmoniad_jax.run.calibration import Calibration, score_settings
+from harmoniad_jax.run.normality import PIXEL_SHARES, Normality
 
 SCORES = st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=60)
 # Rates as people write them, exactly: in thousandths.

@@ -7,9 +7,9 @@ import pytest
 from run_helpers import changed
 
 import harmoniad_jax
-from harmoniad_jax import cli
+from harmoniad_jax import terminal
 from harmoniad_jax.evaluation.evaluate import evaluate_run
-from harmoniad_jax.inference.files import predict_files
+from harmoniad_jax.inference.predict import predict_files
 from harmoniad_jax.report.summary import read_run, write_summary
 from harmoniad_jax.training.loop import train_and_evaluate
 
@@ -54,7 +54,7 @@ def test_products_of_one_or_two_images(config, products, tmp_path, images):
 
 def test_names_that_are_not_text(config, products, tmp_path):
     """Archives made on Windows leave Latin-1 bytes in the names of folders and files."""
-    cli._configure_output()
+    terminal.configure_output()
     root = tmp_path / "latin"
     product = os.fsdecode(b"k\xfchlk\xf6rper")
     shutil.copytree(products / "tablet", root / product)

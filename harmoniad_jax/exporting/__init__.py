@@ -1,0 +1,1 @@
+"""What leaves the training machine: a run as one file that other runtimes read."""

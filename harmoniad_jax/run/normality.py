@@ -1,0 +1,127 @@
+"""What good images score, and the thresholds that follow from it.
+
+Scores and quantiles are kept, not thresholds, so that the accepted rate of false positives
+can be changed afterwards without the images. Nothing here knows how they were measured: an
+exported model carries the same.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, Self
+
+import numpy as np
+
+# Shares of pixels above a level for which levels are kept: dense towards the rare ones.
+PIXEL_SHARES = np.concatenate([[0.5], np.logspace(-1, -6, 101)])
+# A rate such as 0.01 is not quite that in binary; no rank shall hang on the difference.
+ROUNDING = 1e-9
+
+
+@dataclasses.dataclass(frozen=True)
+class Normality:
+    """Scores and pixels of good images.
+
+    Attributes:
+      scores: [N] image scores, ascending.
+      pixel_levels: [102] levels that `PIXEL_SHARES` of the pixels exceed.
+    """
+
+    scores: tuple[float, ...]
+    pixel_levels: tuple[float, ...]
+
+    @classmethod
+    def of(cls, maps: np.ndarray, scores: np.ndarray) -> "Normality":
+        """Measures good images: maps [N, S', S'] and scores [N], float32."""
+        levels = np.quantile(maps, 1.0 - PIXEL_SHARES)
+        return cls(tuple(np.sort(scores).tolist()), tuple(levels.tolist()))
+
+    def threshold(self, false_positive_rate: float) -> float:
+        """The score above which an image is called defective.
+
+        The k-th smallest of N scores, k = ceil((N + 1) (1 - rate)): a new good image
+        exceeds it with a probability of at most the rate (Vovk, Gammerman and Shafer,
+        "Algorithmic Learning in a Random World", 2005). Where N is too small for that,
+        the largest score.
+        """
+        count = len(self.scores)
+        exact = (count + 1) * (1.0 - false_positive_rate)
+        rank = min(math.ceil(exact - ROUNDING), count)
+        return self.scores[max(rank, 1) - 1]
+
+    def supports(self, false_positive_rate: float) -> bool:
+        """Whether there are enough scores to keep that rate."""
+        return (len(self.scores) + 1) * false_positive_rate >= 1.0 - ROUNDING
+
+    def pixel_threshold(self, false_positive_rate: float) -> float:
+        """The level that a share of the good pixels exceeds."""
+        # np.interp wants its grid ascending.
+        return float(
+            np.interp(
+                np.log(false_positive_rate),
+                np.log(PIXEL_SHARES[::-1]),
+                self.pixel_levels[::-1],
+            )
+        )
+
+    def normalise_score(self, score: float, threshold: float) -> float:
+        """A score in [0, 1): 0 up to the median of good images, 0.5 at the threshold."""
+        return _normalise(score, float(np.median(self.scores)), threshold)
+
+    def normalise_map(self, anomaly_map: np.ndarray, threshold: float) -> np.ndarray:
+        """A map in [0, 1): 0 up to the median of good pixels, 0.5 at the threshold."""
+        return _normalise(anomaly_map, self.pixel_levels[0], threshold)
+
+
+@dataclasses.dataclass(frozen=True)
+class GoodImages:
+    """Good images of a run, of each category and of all together.
+
+    Attributes:
+      settings: those that touch scores, as it was measured with them.
+      overall: all held-out images.
+      per_category: of each category that has any.
+      others: the categories of training that have none, since a single image of them was
+        there to train on. They are judged as all together.
+    """
+
+    settings: Mapping[str, float]
+    overall: Normality
+    per_category: Mapping[str, Normality]
+    others: tuple[str, ...] = ()
+
+    def of(self, category: str | None) -> Normality:
+        """The good images of a category, or of all where it is not known or has none."""
+        return self.per_category.get(category, self.overall)
+
+    def held_out(self, category: str) -> int:
+        """How many images of a category were measured."""
+        known = self.per_category.get(category)
+        return len(known.scores) if known else 0
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        def normality(stored: Mapping[str, Any]) -> Normality:
+            return Normality(tuple(stored["scores"]), tuple(stored["pixel_levels"]))
+
+        return cls(
+            values["settings"],
+            normality(values["overall"]),
+            {name: normality(stored) for name, stored in values["per_category"].items()},
+            tuple(values.get("others", ())),
+        )
+
+
+def _normalise(values: Any, low: float, threshold: float) -> Any:
+    """Linear from 0 at `low` to 0.5 at the threshold, and from there ever closer to 1.
+
+    The order is kept, and above 0.5 is what is above the threshold, even where that was
+    set below `low` by hand or all good values are alike.
+    """
+    scale = max(threshold - low, 1e-6 * max(abs(threshold), 1.0))
+    below = 0.5 * np.clip((values - low) / scale, 0.0, 1.0)
+    excess = np.maximum(values - threshold, 0.0) / scale
+    return np.where(values > threshold, 0.5 + 0.5 * excess / (1.0 + excess), below)
