@@ -9,6 +9,8 @@ from typing import Protocol
 from harmoniad_jax.errors import UserError
 
 GOOD = "good"
+# The defect of an image whose label its publisher keeps.
+UNLABELLED = "unlabelled"
 
 
 class ImageFile(Protocol):
