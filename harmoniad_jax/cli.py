@@ -29,6 +29,7 @@ from harmoniad_jax.fields import field_types, type_name
 FLAGS_OF_SETTINGS = {
     "data.root": "root",
     "data.data_dir": "data_dir",
+    "data.test_split": "test_split",
     "encoder.name": "encoder",
     "calibration.false_positive_rate": "false_positive_rate",
 }

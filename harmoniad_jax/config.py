@@ -38,8 +38,9 @@ class DataConfig:
     """The images to train and test on."""
 
     # Where they come from: "folder" (a folder in the MVTec layout), "demo" (procedural
-    # images, drawn once), or a public data set: "mvtec_ad", "visa", "btad". Several are
-    # joined, and their categories are then called SOURCE/CATEGORY.
+    # images, drawn once), or a public data set: "mvtec_ad", "visa", "btad", "mpdd",
+    # "mvtec_ad_2", "mvtec_loco", "real_iad", "robust_ad". Several are joined, and their
+    # categories are then called SOURCE/CATEGORY.
     sources: tuple[str, ...] = setting(("folder",), touches=LEARNING)
     # The folder that holds the categories; for "demo", the folder to draw them in (empty:
     # the user's cache folder).
@@ -49,6 +50,8 @@ class DataConfig:
     # Where what was downloaded by hand is, to prepare them from; empty: downloads/manual
     # of `data_dir`.
     manual_dir: str = setting("", touches=NOTHING)
+    # The split of a prepared data set that is tested on, such as "test1" of robust_ad.
+    test_split: str = setting("test", touches=NOTHING)
     # The categories to take; all that are there if empty.
     categories: tuple[str, ...] = setting((), touches=LEARNING)
     # Train on every category equally often, however many images it has.
@@ -247,6 +250,9 @@ class EvaluationConfig:
     # "half": a cell is defective where half of it is. "any": where any of it is, which
     # grows every defect; only to compare with older tables.
     mask_rule: str = setting("half", choices=("half", "any"), touches=NOTHING)
+    # The largest false-positive rate of pixels that AUPRO and sPRO look at. MVTec AD 2 and
+    # MVTec LOCO AD are measured at 0.05.
+    fpr_limit: float = setting(0.3, above=0, at_most=1, touches=NOTHING)
     # Compute metrics batch by batch, in memory that hardly grows with the number of
     # images; the pixel metrics are then within a bound that is reported, and overlaps by
     # the size of defects within 1/64.

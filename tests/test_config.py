@@ -315,9 +315,40 @@ def test_a_shipped_config_is_loaded_by_its_name():
 
 
 def test_data_set_configs_name_their_data_set():
-    expected = {"mvtec": "mvtec_ad", "visa": "visa", "btad": "btad"}
+    expected = {"mvtec": "mvtec_ad"}
+    for name in ("visa", "btad", "mpdd", "mvtec_ad_2", "mvtec_loco", "real_iad"):
+        expected[name] = name
     for name, source in expected.items():
-        assert config_of(name)().data.sources == (source,)
+        config = parse_config(config_of(name)())
+        assert config.data.sources == (source,)
+        strict = name in ("mvtec_ad_2", "mvtec_loco")
+        assert config.evaluation.fpr_limit == (0.05 if strict else 0.3)
+
+
+def test_the_joint_config_takes_any_sets():
+    joint = config_of("joint")
+    assert joint().data.sources == ("mvtec_ad", "visa", "btad")
+    for arguments, sources, encoder in (
+        ("sets=mvtec_ad,visa,mpdd", ("mvtec_ad", "visa", "mpdd"), Config().encoder.name),
+        ("sets=mpdd,encoder=a/b", ("mpdd",), "a/b"),
+        ("encoder=a/b,sets=visa,real_iad", ("visa", "real_iad"), "a/b"),
+    ):
+        config = parse_config(joint(arguments))
+        assert (config.data.sources, config.encoder.name) == (sources, encoder)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ("mvtec_ad,visa", "'mvtec_ad' is not key=value"),
+        ("encoder=a,visa", "'visa' is not key=value"),
+        ("set=visa", "Did you mean 'sets'?"),
+    ],
+)
+def test_the_joint_config_refuses_other_arguments(arguments, part):
+    with pytest.raises(UserError) as error:
+        config_of("joint")(arguments)
+    assert part in str(error.value)
 
 
 def test_config_files_do_not_share_their_values():

@@ -14,6 +14,12 @@ from harmoniad_jax.devices.processes import is_main, together, wait_for_all
 from harmoniad_jax.errors import UserError, system_problem
 from harmoniad_jax.evaluation.gallery import category_content
 from harmoniad_jax.evaluation.measure import Measured, measure
+from harmoniad_jax.evaluation.protocols import (
+    SAMPLE_METRICS,
+    kinds_with_means,
+    samples_of,
+    with_means,
+)
 from harmoniad_jax.folders import check_writable, write_whole
 from harmoniad_jax.inference.predictor import Predictor
 from harmoniad_jax.inference.restore import open_trained
@@ -29,10 +35,14 @@ from harmoniad_jax.report.notes import notes_on
 from harmoniad_jax.report.tables import (
     decisions_table,
     defect_sizes_table,
+    f1_table,
+    kinds_table,
     results_table,
+    samples_table,
 )
 from harmoniad_jax.run.calibration import Calibration, Normality
 from harmoniad_jax.run.run import Run
+from harmoniad_jax.words import in_words
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +57,7 @@ def evaluate_run(
     *,
     root: str | None = None,
     data_dir: str | None = None,
+    test_split: str | None = None,
     encoder: str | None = None,
     false_positive_rate: float | None = None,
 ) -> dict[str, Any]:
@@ -56,6 +67,7 @@ def evaluate_run(
       workdir: folder of the run.
       root: where the folder of images is, if not where it was.
       data_dir: where prepared data sets are, if not where they were.
+      test_split: of a prepared data set, if not that of the run's settings.
       encoder: where the encoder is, if not where it was.
       false_positive_rate: that thresholds aim at, if not that of the run's settings.
 
@@ -68,6 +80,7 @@ def evaluate_run(
     given = {
         "data.root": root,
         "data.data_dir": data_dir,
+        "data.test_split": test_split,
         "encoder.name": encoder,
         "calibration.false_positive_rate": false_positive_rate,
     }
@@ -90,7 +103,9 @@ def evaluate(trained: Trained, workdir: Path) -> dict[str, Any]:
       fractions in [0, 1] (None where undefined) and "num_images", "per_dataset": the
       means over the categories of each data set where several are joined, "mean": over
       all categories, "error_bounds": of each category's metrics, empty where they are
-      exact, "decisions": what the thresholds achieve, see `decide`, "defect_sizes": how
+      exact, "decisions": what the thresholds achieve, see `decide`, "pixel_decisions": the
+      same for pixels, "kinds" and "samples": see `protocols`, each with "per_category" and
+      "mean", "fpr_limit" of AUPRO and sPRO, "defect_sizes": how
       well defects of four sizes are found, see `metrics.defect_size_metrics`, at
       thresholds that "pixel_false_positive_rate" of the good pixels exceed, and counts of
       "lost_masks" and "rescued_defects", and "covering_masks": category to the median
@@ -156,16 +171,24 @@ def _measure_all(
     """Fills in what is measured of each category, and adds each to the report."""
     predictor = Predictor(trained)
     dataset = trained.run.dataset
+    if unlabelled := sum(not record.is_labelled for record in dataset.test):
+        raise UserError(
+            f"config.data.test_split is {trained.run.config.data.test_split!r}: "
+            f"{in_words(unlabelled, 'image has', 'images have')} no label, so nothing can "
+            "be measured. For a server that has the labels: python -m harmoniad_jax.submit."
+        )
     for category in dataset.categories:
         records = [record for record in dataset.test if record.category == category]
         if not records:
             if dataset.test:  # otherwise it is said once, of all
                 logger.info("%s has no test images: not evaluated", category)
             continue
-        one, maps = measure(predictor, category, records)
+        calibration = trained.calibration
+        rate = trained.run.config.calibration.pixel_false_positive_rate
+        level = calibration and calibration.of(category).pixel_threshold(rate)
+        one, maps = measure(predictor, category, records, level)
         measured[category] = one
         if _reports(trained.run):
-            calibration = trained.calibration
             normality = calibration and calibration.of(category)
             # All processes may have to predict its images, and one writes.
             content = category_content(predictor, category, one, maps, normality)
@@ -187,7 +210,14 @@ def _results(trained: Trained, measured: Mapping[str, Measured]) -> dict[str, An
         "mean": mean_metrics(per_category) if per_category else {},
         "error_bounds": {n: one.error_bounds for n, one in measured.items()},
         "decisions": decide(run, calibration, scored) if calibration and scored else {},
+        "pixel_decisions": with_means(
+            {n: one.pixel_decisions for n, one in measured.items() if one.pixel_decisions},
+            ("precision", "recall", "f1"),
+        ),
         "defect_sizes": _by_defect_size(run, calibration, measured),
+        "fpr_limit": run.config.evaluation.fpr_limit,
+        "kinds": kinds_with_means({name: one.kinds for name, one in measured.items()}),
+        "samples": _samples(measured),
         "lost_masks": sum(one.lost_masks for one in measured.values()),
         "rescued_defects": sum(one.rescued_defects for one in measured.values()),
         "covering_masks": {
@@ -197,6 +227,12 @@ def _results(trained: Trained, measured: Mapping[str, Measured]) -> dict[str, An
         },
         "missing": sorted({*run.dataset.categories, *trained.missing} - set(measured)),
     }
+
+
+def _samples(measured: Mapping[str, Measured]) -> dict[str, Any]:
+    """See `protocols.samples_of`."""
+    found = {n: samples_of(one.records, one.scores) for n, one in measured.items()}
+    return with_means({n: one for n, one in found.items() if one}, SAMPLE_METRICS)
 
 
 def _by_defect_size(
@@ -262,9 +298,15 @@ def report_results(results: dict[str, Any]) -> None:
         )
         return
     print(results_table(results))
+    for name, table in (("samples", samples_table), ("kinds", kinds_table)):
+        if results[name]:
+            print()
+            print(table(results[name]))
     if results["decisions"]:
         print()
         print(decisions_table(results["decisions"]))
+        print()
+        print(f1_table(results["decisions"], results["pixel_decisions"]))
     if results["defect_sizes"]:
         print()
         print(defect_sizes_table(results["defect_sizes"]))

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from harmoniad_jax.metrics.regions import FPR_LIMIT
 from harmoniad_jax.report.tables import area_range, percent
 from harmoniad_jax.words import in_words
 
@@ -18,6 +19,9 @@ def notes_on(results: Mapping[str, Any]) -> Iterator[str]:
     ]
     if bounds:
         yield f"Computed in a stream: pixel metrics are off by {max(bounds):.1e} at most."
+    limit = results.get("fpr_limit", FPR_LIMIT)
+    if limit != FPR_LIMIT:
+        yield f"AUPRO is over false-positive rates of the pixels up to {100 * limit:g} %."
     for category, share in results.get("covering_masks", {}).items():
         yield (
             f"WARNING: the masks of {category} mark {share:.0%} of an image as defective "

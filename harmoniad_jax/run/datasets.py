@@ -8,7 +8,7 @@ from pathlib import Path
 from harmoniad_jax.config import Config, DataConfig
 from harmoniad_jax.data import synthetic
 from harmoniad_jax.data.folder import folder_dataset
-from harmoniad_jax.data.prepared import prepared_dataset
+from harmoniad_jax.data.prepared import TEST, prepared_dataset
 from harmoniad_jax.data.records import Dataset, check_categories, join
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.folders import cache_folder
@@ -46,11 +46,17 @@ def open_dataset(config: Config) -> Dataset:
 
 def _open(source: str, data: DataConfig, categories: Sequence[str]) -> Dataset:
     """One source, with its own names of the categories."""
+    if source in ("folder", "demo") and data.test_split != TEST:
+        raise UserError(
+            f"data.test_split is {data.test_split!r}, but a folder of images has "
+            f"{TEST!r} alone; other splits are of prepared data sets."
+        )
     if source == "folder":
         return folder_dataset(Path(data.root).expanduser(), categories)
     if source == "demo":
         return folder_dataset(_draw_demo(data), categories)
-    dataset = prepared_dataset(prepare(source, data.manual_dir, data.data_dir))
+    folder = prepare(source, data.manual_dir, data.data_dir)
+    dataset = prepared_dataset(folder, data.test_split)
     check_categories(
         categories,
         dataset.categories,

@@ -32,7 +32,8 @@ MEANINGS = {
     "pixel_ap": "Area under the pixels’ precision-recall curve.",
     "pixel_f1max": "The best F1 that a threshold on the maps can reach.",
     "pixel_aupro": "Mean share of each defect region that is found, over false-positive "
-    "rates of the pixels up to 30 %. Small defects count as much as large ones.",
+    "rates of the pixels up to 30 %, or as noted. Small defects count as much as large "
+    "ones.",
 }
 
 
