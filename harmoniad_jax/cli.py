@@ -32,6 +32,7 @@ FLAGS_OF_SETTINGS = {
     "data.test_split": "test_split",
     "encoder.name": "encoder",
     "calibration.false_positive_rate": "false_positive_rate",
+    "calibration.pixel_false_positive_rate": "pixel_false_positive_rate",
 }
 OVERRIDE = re.compile(r"--?(?P<negated>no)?config\.(?P<path>[^=]+)(?:=(?P<value>.*))?$")
 

@@ -116,7 +116,7 @@ ROOMS = {
         *("run", "checkpoints", "features", "inference", "evaluation", "training"),
     ),
 }
-COMMANDS = ("train", "evaluate", "predict", "summarize", "ablate", "robustness")
+COMMANDS = ("train", "evaluate", "predict", "summarize", "submit", "ablate", "robustness")
 LIGHT = ("data", "metrics", "report")  # rooms that know neither JAX nor Flax
 
 

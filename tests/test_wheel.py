@@ -17,7 +17,7 @@ from harmoniad_jax.config import with_settings
 ROOT = Path(__file__).parents[1]
 # What a checkout holds; what is packaged, and what must not be.
 FILES = ("LICENSE", "README.md", "pyproject.toml", "setup.cfg", "setup.py")
-COMMANDS = ("train", "evaluate", "predict", "summarize", "ablate", "robustness")
+COMMANDS = ("train", "evaluate", "predict", "summarize", "submit", "ablate", "robustness")
 FOLDERS = ("harmoniad_jax", "tfds_builders", "configs", "scripts", "benchmarks", "tests")
 
 

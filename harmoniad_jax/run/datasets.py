@@ -9,7 +9,7 @@ from harmoniad_jax.config import Config, DataConfig
 from harmoniad_jax.data import synthetic
 from harmoniad_jax.data.folder import folder_dataset
 from harmoniad_jax.data.prepared import TEST, prepared_dataset
-from harmoniad_jax.data.records import Dataset, check_categories, join
+from harmoniad_jax.data.records import Dataset, Record, check_categories, join
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.folders import cache_folder
 from tfds_builders.prepare import manual_folder, prepare
@@ -42,6 +42,17 @@ def open_dataset(config: Config) -> Dataset:
             if names or not data.categories
         }
     )
+
+
+def split_records(data: DataConfig, source: str, split: str) -> Sequence[Record]:
+    """The images of a split of a prepared data set, as a run on `data` calls them.
+
+    Raises:
+      UserError: it is not prepared, or has no such split.
+    """
+    folder = prepare(source, data.manual_dir, data.data_dir)
+    dataset = prepared_dataset(folder, split)
+    return (dataset if len(data.sources) == 1 else join({source: dataset})).test
 
 
 def _open(source: str, data: DataConfig, categories: Sequence[str]) -> Dataset:

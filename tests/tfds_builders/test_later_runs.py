@@ -5,7 +5,9 @@ import json
 
 import numpy as np
 import pytest
+import tifffile
 from later_miniatures import real_iad
+from PIL import Image
 from run_helpers import changed, shallow
 from test_later_builders import DRAWN, write
 
@@ -13,10 +15,17 @@ from harmoniad_jax.data.mask_files import read_mask
 from harmoniad_jax.data.masks import resize_mask
 from harmoniad_jax.data.prepared import prepared_dataset
 from harmoniad_jax.errors import UserError
-from harmoniad_jax.evaluation.evaluate import evaluate_run
+from harmoniad_jax.evaluation.evaluate import evaluate, evaluate_run
 from harmoniad_jax.evaluation.protocols import kinds_of, samples_of
+from harmoniad_jax.inference.predictor import Predictor
+from harmoniad_jax.inference.restore import open_trained
+from harmoniad_jax.inference.submission import submit
+from harmoniad_jax.report.pictures import resize
+from harmoniad_jax.run.datasets import split_records
 from harmoniad_jax.run.run import prepare_run
 from harmoniad_jax.training.loop import train_and_evaluate
+
+FOLDERS = {"anomaly_images": "tiff", "anomaly_images_thresholded": "png"}
 
 
 @pytest.fixture(scope="module")
@@ -160,3 +169,60 @@ def test_a_map_that_marks_all_that_is_needed_has_a_perfect_spro(results, data, c
     assert kinds["structural_anomalies"]["au_spro"] == 1.0
     assert kinds["structural_anomalies"]["image_auroc"] == pytest.approx((2 + 0.5) / 3)
     assert kinds_of(records, -maps, -scores, settings)["logical_anomalies"]["au_spro"] < 0.2
+
+
+# Private test sets.
+
+
+def test_private_images_are_predicted_for_their_server(results, data, config, tmp_path):
+    """Of a joined run, too; the maps are those of `Predictor`, in the image's size."""
+    output = tmp_path / "submission"
+    output.mkdir()
+    assert submit(data / "run", output) == 8
+    drawn = [d for d in DRAWN["mvtec_ad_2"]().expected if d.defect == "unlabelled"]
+    files = {str(f.relative_to(output)) for f in output.rglob("*.*")}
+    assert files == {
+        f"{folder}/{d.path.removesuffix('png')}{suffix}"
+        for d in drawn
+        for folder, suffix in FOLDERS.items()
+    }
+    assert [path.name for path in tmp_path.iterdir()] == ["submission"]
+    records = split_records(config.data, "mvtec_ad_2", "test_private")
+    trained = open_trained(data / "run")
+    maps = Predictor(trained)(records, "private").anomaly_maps
+    for record, anomaly_map in zip(records, maps, strict=True):
+        size = (20, 14) if "vial" in record.category else (16, 24)
+        wanted = resize(anomaly_map, size)
+        name = record.image.path.removesuffix("png")
+        found = tifffile.imread(output / f"anomaly_images/{name}tiff")
+        assert (found.dtype, found.shape) == (np.float16, size)
+        np.testing.assert_allclose(found, wanted, rtol=2e-3, atol=2e-3)
+        level = trained.calibration.of(record.category).pixel_threshold(0.001)
+        marked = np.asarray(Image.open(output / f"anomaly_images_thresholded/{name}png"))
+        np.testing.assert_array_equal(marked, (wanted > level) * np.uint8(255))
+
+
+def test_a_submission_replaces_nothing(results, data, tmp_path):
+    (tmp_path / "kept.txt").write_text("kept")
+    for output in (tmp_path, tmp_path / "kept.txt"):
+        with pytest.raises(UserError, match="name an empty folder"):
+            submit(data / "run", output)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
+
+
+def test_a_run_on_other_images_has_nothing_to_submit(trained_run, tmp_path):
+    with pytest.raises(UserError, match="was trained on folder; the server takes"):
+        submit(trained_run.workdir, tmp_path / "submission")
+    assert not list(tmp_path.iterdir())
+
+
+def test_images_without_labels_are_not_evaluated(results, data, config, monkeypatch):
+    """Only a run on MVTec AD 2 alone can be asked to."""
+    dataset = prepare_run(config).dataset
+    private = split_records(config.data, "mvtec_ad_2", "test_private")
+    trained = open_trained(data / "run")
+    run = dataclasses.replace(
+        trained.run, dataset=dataclasses.replace(dataset, test=private)
+    )
+    with pytest.raises(UserError, match="4 images have no label.*harmoniad_jax.submit"):
+        evaluate(dataclasses.replace(trained, run=run), data / "run")
