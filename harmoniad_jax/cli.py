@@ -28,6 +28,7 @@ from harmoniad_jax.fields import field_types, type_name
 # Settings that commands without --config have a flag of their own for.
 FLAGS_OF_SETTINGS = {
     "data.root": "root",
+    "data.csv": "csv",
     "data.data_dir": "data_dir",
     "data.test_split": "test_split",
     "encoder.name": "encoder",

@@ -45,6 +45,20 @@ class DataConfig:
     # The folder that holds the categories; for "demo", the folder to draw them in (empty:
     # the user's cache folder).
     root: str = setting("", touches=NOTHING)
+    # Instead of a folder in the MVTec layout, for "folder": a table of paths and labels
+    # (harmoniad_jax/data/table.py). `root` is what its paths are relative to; empty: its
+    # own folder.
+    csv: str = setting("", touches=NOTHING)
+    # Or folders by name, below `root` or below each product's folder in it
+    # (harmoniad_jax/data/named_folders.py): of defect-free images, of defective ones, of
+    # defect-free ones to test on, and of masks.
+    normal_dir: tuple[str, ...] = setting((), touches=NOTHING)
+    abnormal_dir: tuple[str, ...] = setting((), touches=NOTHING)
+    normal_test_dir: tuple[str, ...] = setting((), touches=NOTHING)
+    mask_dir: tuple[str, ...] = setting((), touches=NOTHING)
+    # Share of the defect-free images that is tested on instead of trained on, where neither
+    # a table nor `normal_test_dir` says which.
+    normal_split_ratio: float = setting(0.0, at_least=0, below=1, touches=LEARNING)
     # Where prepared public data sets are; empty: TFDS's own, ~/tensorflow_datasets.
     data_dir: str = setting("", touches=NOTHING)
     # Where what was downloaded by hand is, to prepare them from; empty: downloads/manual

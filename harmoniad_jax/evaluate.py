@@ -18,6 +18,7 @@ def main() -> None:
     """The command's entry point."""
     workdir = flags.DEFINE_string("workdir", None, "Folder of the run.")
     root = flags.DEFINE_string("root", None, "Where the folder of images is now.")
+    csv = flags.DEFINE_string("csv", None, "Where the table of images is now.")
     data_dir = flags.DEFINE_string("data_dir", None, "Where prepared data sets are now.")
     split = flags.DEFINE_string(
         "test_split", None, "Split of a prepared data set to evaluate on."
@@ -39,6 +40,7 @@ def main() -> None:
         evaluate_run(
             folder,
             root=root.value,
+            csv=csv.value,
             data_dir=data_dir.value,
             test_split=split.value,
             encoder=encoder.value,

@@ -363,6 +363,25 @@ def test_folder_takes_root_and_encoder():
     assert config.encoder.name == "weights/a=b"
 
 
+def test_folder_takes_folders_by_name_and_tables():
+    folder = config_of("folder")
+    data = parse_config(
+        folder("root=a,good=OK,abnormal_dir=dent,scratch,mask_dir=m1,m2,encoder=b/c")
+    ).data
+    assert (data.root, data.normal_dir) == ("a", ("OK",))
+    assert (data.abnormal_dir, data.mask_dir) == (("dent", "scratch"), ("m1", "m2"))
+    assert parse_config(folder("normal_dir=x,y")).data.normal_dir == ("x", "y")
+    data = parse_config(folder("csv=a.csv,normal_split_ratio=0.2")).data
+    assert (data.csv, data.normal_split_ratio, data.root) == ("a.csv", 0.2, "")
+    for arguments, part in (
+        ("good=a,normal_dir=b", "two names of one argument"),
+        ("csv=a.csv,normal_split_ratio=some", "'some'; expected a number"),
+        ("csv=a.csv,b.csv", "'b.csv' is not key=value"),
+    ):
+        with pytest.raises(UserError, match=part):
+            folder(arguments)
+
+
 def test_folder_without_arguments_keeps_the_defaults():
     for arguments in ("", ","):
         config = parse_config(config_of("folder")(arguments))

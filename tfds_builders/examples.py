@@ -8,8 +8,8 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from harmoniad_jax.data.folder import MASK_SUFFIX, other_aspect, same_aspect
 from harmoniad_jax.data.mask_files import read_mask
+from harmoniad_jax.data.pairs import MASK_SUFFIX, other_aspect, same_aspect
 from harmoniad_jax.data.records import GOOD, EncodedImage
 from harmoniad_jax.data.suffixes import is_image
 from harmoniad_jax.errors import UserError

@@ -56,6 +56,7 @@ def evaluate_run(
     workdir: Path,
     *,
     root: str | None = None,
+    csv: str | None = None,
     data_dir: str | None = None,
     test_split: str | None = None,
     encoder: str | None = None,
@@ -66,6 +67,7 @@ def evaluate_run(
     Args:
       workdir: folder of the run.
       root: where the folder of images is, if not where it was.
+      csv: where the table of images is, if not where it was.
       data_dir: where prepared data sets are, if not where they were.
       test_split: of a prepared data set, if not that of the run's settings.
       encoder: where the encoder is, if not where it was.
@@ -79,6 +81,7 @@ def evaluate_run(
     """
     given = {
         "data.root": root,
+        "data.csv": csv,
         "data.data_dir": data_dir,
         "data.test_split": test_split,
         "encoder.name": encoder,

@@ -8,8 +8,10 @@ from pathlib import Path
 from harmoniad_jax.config import Config, DataConfig
 from harmoniad_jax.data import synthetic
 from harmoniad_jax.data.folder import folder_dataset
+from harmoniad_jax.data.named_folders import NamedFolders, named_folders_dataset
 from harmoniad_jax.data.prepared import TEST, prepared_dataset
 from harmoniad_jax.data.records import Dataset, Record, check_categories, join
+from harmoniad_jax.data.table import table_dataset
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.folders import cache_folder
 from tfds_builders.prepare import manual_folder, prepare
@@ -63,7 +65,7 @@ def _open(source: str, data: DataConfig, categories: Sequence[str]) -> Dataset:
             f"{TEST!r} alone; other splits are of prepared data sets."
         )
     if source == "folder":
-        return folder_dataset(Path(data.root).expanduser(), categories)
+        return _folder(data, categories)
     if source == "demo":
         return folder_dataset(_draw_demo(data), categories)
     folder = prepare(source, data.manual_dir, data.data_dir)
@@ -76,6 +78,22 @@ def _open(source: str, data: DataConfig, categories: Sequence[str]) -> Dataset:
         f"run python -m tfds_builders.prepare {source} --overwrite.",
     )
     return dataset.select(categories) if categories else dataset
+
+
+def _folder(data: DataConfig, categories: Sequence[str]) -> Dataset:
+    """Images in a folder: in the MVTec layout, in a table, or in folders by name."""
+    root = Path(data.root).expanduser()
+    if data.csv:
+        path = Path(data.csv).expanduser()
+        base = root if data.root else None
+        return table_dataset(path, base, categories, data.normal_split_ratio)
+    if data.normal_dir:
+        named = NamedFolders(
+            *(data.normal_dir, data.abnormal_dir, data.normal_test_dir, data.mask_dir),
+            test_share=data.normal_split_ratio,
+        )
+        return named_folders_dataset(root, named, categories)
+    return folder_dataset(root, categories)
 
 
 def _draw_demo(data: DataConfig) -> Path:
