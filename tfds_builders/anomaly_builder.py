@@ -94,7 +94,8 @@ class AnomalyBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     KEEPS_MASKS: ClassVar[bool] = False
     # Whether there are several images of each product.
     HAS_SAMPLES: ClassVar[bool] = False
-    # What a category's folder holds, to tell it from any other of the same name.
+    # What a category's folder holds, to tell it from any other of the same name; see
+    # `holds_categories`.
     MARKER: ClassVar[str]
     # Folders beside those of the categories that are read.
     EXTRA_FOLDERS: ClassVar[tuple[str, ...]] = ()
@@ -121,6 +122,11 @@ class AnomalyBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     def holds_categories(cls, folder: Path) -> bool:
         """Whether a folder is one of this data set, complete or not."""
         return any((folder / name / cls.MARKER).is_dir() for name in cls.COUNTS)
+
+    @classmethod
+    def places(cls, manual_dir: Path) -> list[Path]:
+        """The folders that folders and archives of this data set may lie in."""
+        return [manual_dir, *(manual_dir / name for name in (cls.name, *cls.PLACES))]
 
     @abc.abstractmethod
     def _find(self, tree: Tree) -> list[Example]:
@@ -266,10 +272,9 @@ class AnomalyBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
 
 def data_folders(builder: type[AnomalyBuilder], manual_dir: Path) -> list[Path]:
     """The folders in a manual directory, or itself, that hold categories."""
-    places = [manual_dir, *(manual_dir / place for place in builder.PLACES)]
     folders = dict.fromkeys(
         folder
-        for place in places
+        for place in builder.places(manual_dir)
         if place.is_dir()
         for folder in (place, *sorted(child for child in place.iterdir() if child.is_dir()))
     )
@@ -278,8 +283,7 @@ def data_folders(builder: type[AnomalyBuilder], manual_dir: Path) -> list[Path]:
 
 def data_archives(builder: type[AnomalyBuilder], manual_dir: Path) -> list[Path]:
     """The archives of a data set in a manual directory, the whole one first."""
-    places = (".", builder.name, *builder.PLACES)
-    return find_archives([manual_dir / p for p in places], builder.archive_stems())
+    return find_archives(builder.places(manual_dir), builder.archive_stems())
 
 
 def find_archives(folders: Sequence[Path], stems: Sequence[str]) -> list[Path]:

@@ -42,7 +42,6 @@ from harmoniad_jax.report.tables import (
 )
 from harmoniad_jax.run.calibration import Calibration, Normality
 from harmoniad_jax.run.run import Run
-from harmoniad_jax.words import in_words
 
 logger = logging.getLogger(__name__)
 
@@ -174,12 +173,6 @@ def _measure_all(
     """Fills in what is measured of each category, and adds each to the report."""
     predictor = Predictor(trained)
     dataset = trained.run.dataset
-    if unlabelled := sum(not record.is_labelled for record in dataset.test):
-        raise UserError(
-            f"config.data.test_split is {trained.run.config.data.test_split!r}: "
-            f"{in_words(unlabelled, 'image has', 'images have')} no label, so nothing can "
-            "be measured. For a server that has the labels: python -m harmoniad_jax.submit."
-        )
     for category in dataset.categories:
         records = [record for record in dataset.test if record.category == category]
         if not records:

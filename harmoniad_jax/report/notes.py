@@ -71,6 +71,33 @@ def notes_on_defect_sizes(sizes: Mapping[str, Any]) -> Iterator[str]:
     yield f"By the size of the defect: {'; '.join(parts)}."
 
 
+def notes_on_protocols(results: Mapping[str, Any]) -> Iterator[str]:
+    """Yields sentences on what single data sets are measured by, means over categories.
+
+    Args:
+      results: as in `results.json`.
+    """
+    if samples := results.get("samples"):
+        count = sum(m["num_samples"] for m in samples["per_category"].values())
+        values = [percent(samples["mean"][f"sample_{k}"]) for k in ("auroc", "ap", "f1max")]
+        yield (
+            f"{in_words(count, 'product', 'products')}, each judged by its highest view: "
+            f"AUROC {values[0]}, AP {values[1]}, F1max {values[2]}."
+        )
+    if kinds := results.get("kinds"):
+        parts = [
+            f"{kind.replace('_', ' ')}: I-AUROC {percent(metrics['image_auroc'])}, "
+            f"sPRO {percent(metrics['au_spro'])}"
+            for kind, metrics in kinds["mean"].items()
+        ]
+        yield f"By kind of defect, against the good images. {'; '.join(parts)}."
+    if pixels := results.get("pixel_decisions"):
+        yield (
+            "At thresholds of good images, F1 of the pixels is "
+            f"{percent(pixels['mean']['f1'])}."
+        )
+
+
 def _notes_on_thresholds(decisions: Mapping[str, Any]) -> Iterator[str]:
     rate = decisions["false_positive_rate"]
     yield (

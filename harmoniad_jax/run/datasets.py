@@ -14,6 +14,7 @@ from harmoniad_jax.data.records import Dataset, Record, check_categories, join
 from harmoniad_jax.data.table import table_dataset
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.folders import cache_folder
+from harmoniad_jax.words import in_words
 from tfds_builders.prepare import manual_folder, prepare
 
 logger = logging.getLogger(__name__)
@@ -23,9 +24,20 @@ def open_dataset(config: Config) -> Dataset:
     """Lists the configured images; draws the demo and prepares public data sets first.
 
     Raises:
-      UserError: nothing there, or something wrong with it.
+      UserError: nothing there, or something wrong with it, or no label to test with.
     """
-    data = config.data
+    dataset = _open_sources(config.data)
+    if unlabelled := sum(not record.is_labelled for record in dataset.test):
+        raise UserError(
+            f"config.data.test_split is {config.data.test_split!r}: "
+            f"{in_words(unlabelled, 'image has', 'images have')} no label, so nothing can "
+            "be measured. For a server that has the labels: python -m harmoniad_jax.submit."
+        )
+    return dataset
+
+
+def _open_sources(data: DataConfig) -> Dataset:
+    """All sources, joined where there are several."""
     if len(data.sources) == 1:
         return _open(data.sources[0], data, data.categories)
     wanted: dict[str, list[str]] = {source: [] for source in data.sources}

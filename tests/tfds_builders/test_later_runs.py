@@ -15,11 +15,12 @@ from harmoniad_jax.data.mask_files import read_mask
 from harmoniad_jax.data.masks import resize_mask
 from harmoniad_jax.data.prepared import prepared_dataset
 from harmoniad_jax.errors import UserError
-from harmoniad_jax.evaluation.evaluate import evaluate, evaluate_run
+from harmoniad_jax.evaluation.evaluate import evaluate_run
 from harmoniad_jax.evaluation.protocols import kinds_of, samples_of
 from harmoniad_jax.inference.predictor import Predictor
 from harmoniad_jax.inference.restore import open_trained
 from harmoniad_jax.inference.submission import submit
+from harmoniad_jax.report.notes import notes_on, notes_on_protocols
 from harmoniad_jax.report.pictures import resize
 from harmoniad_jax.run.datasets import split_records
 from harmoniad_jax.run.run import prepare_run
@@ -80,6 +81,17 @@ def test_a_joined_run_measures_each_as_its_publisher_does(results, data, config)
     # Of RobustAD those under the conditions of training alone.
     assert results["per_category"]["robust_ad/PCB"]["num_images"] == 4
     assert results["per_category"]["mvtec_ad_2/can"]["num_images"] == 5
+
+
+def test_the_report_says_what_single_data_sets_are_measured_by(results):
+    samples, kinds, pixels = notes_on_protocols(results)
+    assert samples.startswith("6 products, each judged by its highest view: AUROC ")
+    for kind in ("logical anomalies", "structural anomalies", "all kinds"):
+        assert f"{kind}: I-AUROC " in kinds
+    assert f"{100 * results['pixel_decisions']['mean']['f1']:.1f}." in pixels
+    (limit,) = [note for note in notes_on(results) if "up to 5 %" in note]
+    assert limit.startswith("AUPRO ")
+    assert list(notes_on_protocols({"per_category": {}})) == []
 
 
 def test_thresholds_are_set_on_validation_images_where_there_are_any(results, config):
@@ -216,13 +228,8 @@ def test_a_run_on_other_images_has_nothing_to_submit(trained_run, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_images_without_labels_are_not_evaluated(results, data, config, monkeypatch):
-    """Only a run on MVTec AD 2 alone can be asked to."""
-    dataset = prepare_run(config).dataset
-    private = split_records(config.data, "mvtec_ad_2", "test_private")
-    trained = open_trained(data / "run")
-    run = dataclasses.replace(
-        trained.run, dataset=dataclasses.replace(dataset, test=private)
-    )
+def test_images_without_labels_are_not_tested_on(results, config):
+    """Which is said before anything is learnt."""
+    values = {"sources": ("mvtec_ad_2",), "test_split": "test_private"}
     with pytest.raises(UserError, match="4 images have no label.*harmoniad_jax.submit"):
-        evaluate(dataclasses.replace(trained, run=run), data / "run")
+        prepare_run(changed(config, "data", **values))

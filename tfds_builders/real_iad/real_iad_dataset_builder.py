@@ -60,7 +60,7 @@ class Builder(AnomalyBuilder):
 
     def _collect(self, manual_dir: Path) -> list[Example]:
         self._split = {}
-        places = [manual_dir, *(manual_dir / place for place in self.PLACES)]
+        places = self.places(manual_dir)
         for place in places:
             if (place / SPLIT_FILES).is_dir():
                 self._read_split(FolderTree(place, (SPLIT_FILES,)))

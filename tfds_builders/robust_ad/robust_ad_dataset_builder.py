@@ -34,7 +34,6 @@ class Builder(AnomalyBuilder):
     HOMEPAGE = "https://huggingface.co/datasets/AmazonScience/RobustAD"
     LICENCE = "CC BY 4.0"
     ARCHIVES = ("RobustAD",)
-    MARKER = ""
     SPLITS = ("train", "test", *(f"test{shift}" for shift in range(1, NUM_SHIFTS + 1)))
     PLACES = ("RobustAD",)
     COUNTS: ClassVar = dict.fromkeys(("MetalParts", "PCB", "PiledBags"))
