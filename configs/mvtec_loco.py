@@ -3,8 +3,8 @@
 python -m harmoniad_jax.train --config configs/mvtec_loco.py --workdir runs/mvtec_loco
 
 Prepares the data set first if need be, from what was downloaded to config.data.manual_dir.
-Thresholds are set on its validation images. AUPRO and sPRO are up to a false-positive rate
-of 5 %; sPRO and image AUROC are given for logical and structural defects.
+Thresholds are set on its validation images. sPRO, up to a false-positive rate of 5 %, and
+image AUROC are given for logical and structural defects.
 Another encoder: --config configs/mvtec_loco.py:encoder=clip-b16. The short names are in
 harmoniad_jax/clip_models.py.
 """
@@ -13,4 +13,4 @@ from harmoniad_jax.config_files import dataset_config
 
 
 def get_config(arguments: str = ""):
-    return dataset_config(arguments, "mvtec_loco", fpr_limit=0.05)
+    return dataset_config(arguments, "mvtec_loco")

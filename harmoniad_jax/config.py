@@ -264,8 +264,8 @@ class EvaluationConfig:
     # "half": a cell is defective where half of it is. "any": where any of it is, which
     # grows every defect; only to compare with older tables.
     mask_rule: str = setting("half", choices=("half", "any"), touches=NOTHING)
-    # The largest false-positive rate of pixels that AUPRO and sPRO look at. MVTec AD 2 and
-    # MVTec LOCO AD are measured at 0.05.
+    # The largest false-positive rate of pixels that AUPRO looks at. MVTec AD 2 is measured
+    # at 0.05.
     fpr_limit: float = setting(0.3, above=0, at_most=1, touches=NOTHING)
     # Compute metrics batch by batch, in memory that hardly grows with the number of
     # images; the pixel metrics are then within a bound that is reported, and overlaps by

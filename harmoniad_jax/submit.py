@@ -29,10 +29,10 @@ def main() -> None:
 
     def run() -> None:
         # Imported late: a mistake in the flags is reported without waiting for JAX.
-        from harmoniad_jax.devices.startup import start
+        from harmoniad_jax.devices.compilation import enable_compilation_cache
         from harmoniad_jax.inference.submission import submit
 
-        start()
+        enable_compilation_cache()
         submit(
             Path(workdir.value).expanduser(),
             Path(output.value).expanduser(),

@@ -321,8 +321,7 @@ def test_data_set_configs_name_their_data_set():
     for name, source in expected.items():
         config = parse_config(config_of(name)())
         assert config.data.sources == (source,)
-        strict = name in ("mvtec_ad_2", "mvtec_loco")
-        assert config.evaluation.fpr_limit == (0.05 if strict else 0.3)
+        assert config.evaluation.fpr_limit == (0.05 if name == "mvtec_ad_2" else 0.3)
 
 
 def test_the_joint_config_takes_any_sets():

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from harmoniad_jax.data.prepared import TEST
 from harmoniad_jax.devices.processes import is_main, together, wait_for_all
 from harmoniad_jax.errors import UserError, system_problem
 from harmoniad_jax.evaluation.gallery import category_content
@@ -45,7 +46,7 @@ from harmoniad_jax.run.run import Run
 
 logger = logging.getLogger(__name__)
 
-RESULTS_FILE = "results.json"
+RESULTS = "results"
 REPORT_FOLDER = "report"
 # Masks that mark a larger share are likely to mark the background.
 MOST_OF_AN_IMAGE = 0.5
@@ -93,6 +94,9 @@ def evaluate_run(
 def evaluate(trained: Trained, workdir: Path) -> dict[str, Any]:
     """Predicts all test images, category by category; writes `results.json` and `report/`.
 
+    With another `config.data.test_split`, such as "test1", `results-test1.json` and
+    `report-test1/`.
+
     Only the maps of one category are in memory at a time, or those of one batch with
     `config.evaluation.streaming`.
 
@@ -101,17 +105,20 @@ def evaluate(trained: Trained, workdir: Path) -> dict[str, Any]:
       workdir: folder to write to.
 
     Returns:
-      "step", "encoder", "config_hash", "per_category": name -> the seven metrics as
-      fractions in [0, 1] (None where undefined) and "num_images", "per_dataset": the
-      means over the categories of each data set where several are joined, "mean": over
-      all categories, "error_bounds": of each category's metrics, empty where they are
-      exact, "decisions": what the thresholds achieve, see `decide`, "pixel_decisions": the
-      same for pixels, "kinds" and "samples": see `protocols`, each with "per_category" and
-      "mean", "fpr_limit" of AUPRO and sPRO, "defect_sizes": how
-      well defects of four sizes are found, see `metrics.defect_size_metrics`, at
-      thresholds that "pixel_false_positive_rate" of the good pixels exceed, and counts of
-      "lost_masks" and "rescued_defects", and "covering_masks": category to the median
-      share that its masks mark, where that is more than half; "missing": the categories of
+      "step", "test_split", "encoder", "config_hash";
+      "per_category": name -> the seven metrics as fractions in [0, 1] (None where
+      undefined) and "num_images", "per_dataset": the means over the categories of each data
+      set where several are joined, "mean": over all categories;
+      "error_bounds": of each category's metrics, empty where they are exact;
+      "fpr_limit": of AUPRO;
+      "decisions": what the thresholds achieve, see `decide`, "pixel_decisions": the same
+      for pixels;
+      "kinds", "samples": see `protocols`, with "per_category" and "mean", mostly empty;
+      "defect_sizes": how well defects of four sizes are found, see
+      `metrics.defect_size_metrics`, at thresholds that "pixel_false_positive_rate" of the
+      good pixels exceed;
+      "lost_masks", "rescued_defects": counts, "covering_masks": category to the median
+      share that its masks mark, where that is more than half, "missing": the categories of
       training that have no test image here.
     """
     with _saying_how_to_go_on(workdir):
@@ -136,17 +143,21 @@ def _evaluate(trained: Trained, workdir: Path) -> dict[str, Any]:
     if trained.calibration and not trained.calibration.fits(run.config.evaluation):
         logger.info("the evaluation was changed since training: calibrating again")
         trained = calibrated(trained)
+    # Results of another split lie beside those of the first.
+    split = run.config.data.test_split
+    suffix = "" if split == TEST else f"-{split}"
     measured: dict[str, Measured] = {}
     with contextlib.ExitStack() as stack:
         report = None
         if is_main() and _reports(run):
-            report = stack.enter_context(ReportWriter(workdir / REPORT_FOLDER))
+            report = stack.enter_context(ReportWriter(workdir / f"{REPORT_FOLDER}{suffix}"))
         _measure_all(trained, measured, report)
         results = _undefined_to_none(_results(trained, measured))
         page = None
         if is_main():
             try:
-                write_whole(workdir / RESULTS_FILE, json.dumps(results, indent=2) + "\n")
+                path = workdir / f"{RESULTS}{suffix}.json"
+                write_whole(path, json.dumps(results, indent=2) + "\n")
                 page = report and report.finish(results)
             finally:
                 # It took long to measure: shown even where it cannot be written.
@@ -199,6 +210,7 @@ def _results(trained: Trained, measured: Mapping[str, Measured]) -> dict[str, An
     scored = {name: (one.scores, one.labels) for name, one in measured.items()}
     return {
         "step": int(trained.state.step),
+        "test_split": run.config.data.test_split,
         "encoder": run.encoder.description.name,
         "config_hash": run.config.hash,
         "per_category": per_category,

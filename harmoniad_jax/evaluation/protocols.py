@@ -12,6 +12,7 @@ from harmoniad_jax.config import EvaluationConfig
 from harmoniad_jax.data.masks import read_regions
 from harmoniad_jax.data.records import GOOD, Record
 from harmoniad_jax.metrics import au_spro, ranking_metrics
+from harmoniad_jax.metrics.saturated import SPRO_FPR_LIMIT
 
 KIND_METRICS = ("au_spro", "image_auroc")
 SAMPLE_METRICS = ("sample_auroc", "sample_ap", "sample_f1max")
@@ -29,7 +30,7 @@ def kinds_of(
       records: N test images of a category.
       anomaly_maps: [N, S', S'] float32.
       scores: [N] float32.
-      settings: `map_side`, `mask_rule` and `fpr_limit`.
+      settings: `map_side` and `mask_rule`.
 
     Returns:
       Kind -> `KIND_METRICS` and "num_images", the defective ones; NaN where undefined.
@@ -50,7 +51,7 @@ def kinds_of(
                 anomaly_maps[rows],
                 [regions[row] for row in rows],
                 [saturations[row] for row in rows],
-                settings.fpr_limit,
+                SPRO_FPR_LIMIT,
             ),
             "image_auroc": ranking_metrics(scores[chosen], defects[chosen] == kind).auroc,
             "num_images": int((defects == kind).sum()),
@@ -106,7 +107,10 @@ def with_means(
 def kinds_with_means(
     per_category: Mapping[str, Mapping[str, Mapping[str, float]]],
 ) -> dict[str, dict]:
-    """The same of `kinds_of`; in "mean" for each kind, and for "all kinds"."""
+    """The same of `kinds_of`; in "mean" for each kind, and for "all kinds".
+
+    "fpr_limit" is that of sPRO, which is the publisher's whatever else is measured.
+    """
     per_category = {name: kinds for name, kinds in per_category.items() if kinds}
     if not per_category:
         return {}
@@ -115,4 +119,4 @@ def kinds_with_means(
         of_kind = {name: k[kind] for name, k in per_category.items() if kind in k}
         means[kind] = with_means(of_kind, KIND_METRICS)["mean"]
     means["all kinds"] = with_means(means, KIND_METRICS)["mean"]
-    return {"per_category": per_category, "mean": means}
+    return {"fpr_limit": SPRO_FPR_LIMIT, "per_category": per_category, "mean": means}

@@ -105,7 +105,8 @@ def kinds_table(kinds: Mapping[str, Any]) -> str:
     Args:
       kinds: as in `results.json`.
     """
-    rows = [["kind of defect", "images", "I-AUROC", "sPRO"]]
+    heading = f"sPRO to {100 * kinds['fpr_limit']:g} %"
+    rows = [["kind of defect", "images", "I-AUROC", heading]]
     parts = [
         *(
             (f"{n}: {kind}", m)

@@ -8,7 +8,7 @@ import pytest
 import tifffile
 from later_miniatures import real_iad
 from PIL import Image
-from run_helpers import changed, shallow
+from run_helpers import call_command, changed, shallow
 from test_later_builders import DRAWN, write
 
 from harmoniad_jax.data.mask_files import read_mask
@@ -145,6 +145,22 @@ def test_another_domain_is_evaluated_by_its_split(results, data, config):
             prepared_dataset(folder, split)
 
 
+def test_results_of_other_domains_lie_beside_those_of_the_first(config, data, tmp_path):
+    """A run on RobustAD: the conditions of training, and two others."""
+    config = changed(config, "data", sources=("robust_ad",))
+    first = train_and_evaluate(config, tmp_path / "run")
+    other = evaluate_run(tmp_path / "run", test_split="test2")
+    for name, results in (("results", first), ("results-test2", other)):
+        assert json.loads((tmp_path / "run" / f"{name}.json").read_text()) == results
+    assert (first["test_split"], other["test_split"]) == ("test", "test2")
+    scores = [results["per_category"]["PCB"]["pixel_auroc"] for results in (first, other)]
+    assert scores[0] != scores[1]
+    assert (
+        first["decisions"]["per_category"]["PCB"]["threshold"]
+        == (other["decisions"]["per_category"]["PCB"]["threshold"])
+    )
+
+
 # The figures themselves.
 
 
@@ -190,7 +206,9 @@ def test_private_images_are_predicted_for_their_server(results, data, config, tm
     """Of a joined run, too; the maps are those of `Predictor`, in the image's size."""
     output = tmp_path / "submission"
     output.mkdir()
-    assert submit(data / "run", output) == 8
+    made = call_command("submit", "--workdir", data / "run", "--output", output)
+    assert made.returncode == 0, made.stderr
+    assert f"8 images in {output}" in made.stderr
     drawn = [d for d in DRAWN["mvtec_ad_2"]().expected if d.defect == "unlabelled"]
     files = {str(f.relative_to(output)) for f in output.rglob("*.*")}
     assert files == {
