@@ -50,8 +50,8 @@ def named_folders_dataset(
       categories: the products to take; all that are there if empty.
 
     Raises:
-      UserError: a folder that is not there or empty, an image in two of them, a mask
-        without image or of another aspect ratio. Every problem is listed.
+      UserError: a folder that no product has or that is empty, an image in two of them, a
+        mask without image or of another aspect ratio. Every problem is listed.
     """
     if named.masks and len(named.masks) != len(named.abnormal):
         raise UserError(
@@ -62,7 +62,7 @@ def named_folders_dataset(
     check_categories(categories, products, root)
     train: list[Record] = []
     test: list[Record] = []
-    problems: list[str] = []
+    problems = _absent(list(products.values()), named)
     for name in sorted(set(categories) or products):
         found = _Product(products[name], name, named, problems)
         normal, good = found.good(named.normal), found.good(named.normal_test)
@@ -100,6 +100,17 @@ def _products(root: Path, normal: str) -> dict[str, Path]:
     return found
 
 
+def _absent(products: Sequence[Path], named: NamedFolders) -> list[str]:
+    """The folders that no product has; not every product has every kind of defect."""
+    problems = []
+    for name in (*named.normal, *named.abnormal, *named.normal_test, *named.masks):
+        places = [product / name for product in products]
+        if not any(place.is_dir() for place in places):
+            others = f", nor in {len(places) - 1} other products" if places[1:] else ""
+            problems.append(f"{places[0]} is not a folder{others}")
+    return problems
+
+
 class _Product:
     """The images of one product, listed folder by folder."""
 
@@ -111,9 +122,8 @@ class _Product:
     def _images(self, folder: Path) -> list[Path]:
         warn_of_unread(folder, recursive=True)
         images = sorted(filter(is_image, files_below(folder)))
-        if not images:
-            what = "holds no image" if folder.is_dir() else "is not a folder"
-            self._problems.append(f"{folder} {what}")
+        if folder.is_dir() and not images:
+            self._problems.append(f"{folder} holds no image")
         for image in images:
             place = image.parent.resolve() / image.name
             self._seen.setdefault(place, []).append(folder)

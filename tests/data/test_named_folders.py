@@ -1,5 +1,7 @@
 """Folders that are named one by one, against the same images in the MVTec layout."""
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -74,6 +76,22 @@ def test_each_folder_with_these_names_is_a_product(root):
     assert named_folders_dataset(root, ALL, ["cap"]).categories == ("cap",)
     with pytest.raises(UserError, match="Did you mean 'cap'"):
         named_folders_dataset(root, ALL, ["cup"])
+
+
+def test_not_every_product_has_every_kind_of_defect(root):
+    for folder in ("dent", "dent_masks"):
+        shutil.rmtree(root / "cap" / folder)
+    dataset = named_folders_dataset(root, ALL)
+    defects = {(record.category, record.defect) for record in dataset.test}
+    assert defects == {
+        *(("cap", "good"), ("cap", "scratch")),
+        *(("bottle", "good"), ("bottle", "scratch"), ("bottle", "dent")),
+    }
+    with pytest.raises(UserError, match="bottle/hole is not a folder, nor in 1 other"):
+        named_folders_dataset(root, NamedFolders(["OK"], ["hole"]))
+    (root / "cap/dent").mkdir()
+    with pytest.raises(UserError, match="cap/dent holds no image"):
+        named_folders_dataset(root, ALL)
 
 
 def test_one_product_is_called_as_its_folder(root, monkeypatch):
