@@ -62,8 +62,8 @@ class Measured(NamedTuple):
     lost_masks: int
     rescued_defects: int
     mask_share: float | None
-    pixel_decisions: dict[str, float] | None = None
-    kinds: dict[str, dict[str, float]] = {}  # noqa: RUF012  (never changed)
+    pixel_decisions: dict[str, float] | None
+    kinds: dict[str, dict[str, float]]
 
 
 def measure(
@@ -156,6 +156,7 @@ def _measure_in_a_stream(
         rescued_defects=rescued,
         mask_share=_median_share(np.concatenate(shares)),
         pixel_decisions=pixels and pixels.compute(),
+        kinds={},
     )
 
 

@@ -15,7 +15,7 @@ class Builder(AnomalyBuilder):
     directory as it is, or the folder extracted from it.
     """
     HOMEPAGE = "https://github.com/stepanje/MPDD"
-    LICENCE = "CC BY-NC-SA 4.0"
+    LICENCE = "Not stated in its repository; ask its authors."
     ARCHIVES = ("MPDD", "anomaly_dataset")
     MARKER = "train/good"
     # Listed in the published archive; 888 training and 458 test images together.
