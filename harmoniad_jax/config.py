@@ -66,6 +66,9 @@ class DataConfig:
     manual_dir: str = setting("", touches=NOTHING)
     # The split of a prepared data set that is tested on, such as "test1" of robust_ad.
     test_split: str = setting("test", touches=NOTHING)
+    # Hold out the validation images of a data set that has its own, and train on all of its
+    # training images. False: they are not used, as in runs of earlier versions.
+    validation: bool = setting(True, touches=NOTHING, older=False)
     # The categories to take; all that are there if empty.
     categories: tuple[str, ...] = setting((), touches=LEARNING)
     # Train on every category equally often, however many images it has.

@@ -1,14 +1,15 @@
 """From a folder in the MVTec layout to a `Dataset`.
 
     ROOT/CATEGORY/train/good/*              defect-free images to learn from
+    ROOT/CATEGORY/validation/good/*         defect-free images to set thresholds on
     ROOT/CATEGORY/test/good/*               defect-free images to test on
     ROOT/CATEGORY/test/DEFECT/*             defective images, any number of defects
     ROOT/CATEGORY/ground_truth/DEFECT/*     masks, paired by stem: 000.png, 000_mask.png
 
-`test` and `ground_truth` may be absent: good photos alone are enough to train. ROOT may
-also be a single category. `good` may also be called as in `GOOD_NAMES`. Images of a defect
-may lie in folders below it, and their masks in the same ones. Several masks of one image
-lie in a folder of the image's stem: 000/0.png, 000/1.png.
+Only `train` must be there: good photos alone are enough. ROOT may also be a single
+category. `good` may also be called as in `GOOD_NAMES`. Images of a defect may lie in
+folders below it, and their masks in the same ones. Several masks of one image lie in a
+folder of the image's stem: 000/0.png, 000/1.png.
 
 What looks like a photo and is taken for nothing is an error or a warning.
 """
@@ -42,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 # What the folder of defect-free images may be called, in any case.
 GOOD_NAMES = (GOOD, "ok", "normal")
-PARTS = ("train", "test", "ground_truth")
+PARTS = ("train", "validation", "test", "ground_truth")
 # Problems that one message lists before it only counts them.
 LISTED_PROBLEMS = 10
 CLOSED = "may not be read; change its permissions"
@@ -78,14 +79,16 @@ def folder_dataset(root: Path, categories: Sequence[str] = ()) -> Dataset:
     check_categories(categories, folders, root)
 
     train: list[Record] = []
+    held_out: list[Record] = []
     test: list[Record] = []
     problems = [] if categories else _misplaced_images(root, folders)
     for name in sorted(set(categories) or folders):
         folder = folders[name]
         problems += _problems_of_parts(folder)
-        records, found = _train_records(folder, name)
-        train += records
-        problems += found
+        for part, records in (("train", train), ("validation", held_out)):
+            good, found = _good_records(folder / part, name)
+            records += good
+            problems += found
         records, found = _test_records(folder, name)
         test += records
         problems += found
@@ -93,7 +96,7 @@ def folder_dataset(root: Path, categories: Sequence[str] = ()) -> Dataset:
     raise_problems(problems, LISTED_PROBLEMS)
     if not categories and root not in folders.values():
         _warn_of_unused(root, photos_in(root))
-    return Dataset(train=train, test=test)
+    return Dataset(train=train, test=test, held_out=tuple(held_out))
 
 
 def masks_of(records: Sequence[Record]) -> list[ImageFile]:
@@ -155,7 +158,7 @@ def _misplaced_images(root: Path, folders: Mapping[str, Path]) -> list[str]:
 
 
 def _problems_of_parts(folder: Path) -> list[str]:
-    """Images of a category that lie outside of its three folders, or loose in one."""
+    """Images of a category that lie outside of its folders, or loose in one."""
     problems = []
     for name in subfolders(folder):
         plain = re.sub(r"[\s-]+", "_", name.strip().casefold())
@@ -166,7 +169,11 @@ def _problems_of_parts(folder: Path) -> list[str]:
         elif name not in PARTS:
             _warn_of_unused(folder / name, photos)
     _warn_of_unused(folder, photos_in(folder))
-    places = {"train": GOOD, "test": f"{GOOD} or test/DEFECT", "ground_truth": "DEFECT"}
+    places = {
+        **dict.fromkeys(("train", "validation"), GOOD),
+        "test": f"{GOOD} or test/DEFECT",
+        "ground_truth": "DEFECT",
+    }
     for part, place in places.items():
         if loose := photos_in(folder / part):
             lie = "lies" if len(loose) == 1 else "lie"
@@ -178,7 +185,7 @@ def _problems_of_parts(folder: Path) -> list[str]:
 
 
 def _good_folder(folder: Path) -> tuple[str, list[str]]:
-    """The name of the folder of good images in `train` or `test`, and what is wrong."""
+    """The name of the folder of good images in a part, and what is wrong."""
     names = [
         name
         for name in subfolders(folder)
@@ -190,22 +197,21 @@ def _good_folder(folder: Path) -> tuple[str, list[str]]:
     return names[0], [f"{both} both mean good images; put all of them into one"]
 
 
-def _train_records(folder: Path, category: str) -> tuple[list[Record], list[str]]:
-    """The training images of one category, and what is wrong with them."""
-    good, problems = _good_folder(folder / "train")
-    place = folder / "train" / good
+def _good_records(part: Path, category: str) -> tuple[list[Record], list[str]]:
+    """The images of `train` or `validation` of a category, and what is wrong with them."""
+    good, problems = _good_folder(part)
+    place = part / good
     images = images_in(place)
-    if not images:
+    if not images and part.name == "train":
         problems.append(f"{place} holds no image to learn from")
     problems += [
         f"{place / child} is a folder; put its images beside it"
         for child in subfolders(place)
     ]
     warn_of_unread(place)
-    for name in subfolders(folder / "train"):
+    for name in subfolders(part):
         if not is_good(name):
-            other = folder / "train" / name
-            _warn_of_unused(other, photos_in(other, recursive=True))
+            _warn_of_unused(part / name, photos_in(part / name, recursive=True))
     return [Record(image, category) for image in images], problems
 
 
@@ -255,7 +261,8 @@ def _warn_of_unused(folder: Path, photos: Sequence[Path]) -> None:
     """Names images that lie where the layout has no place for them."""
     if photos:
         logger.warning(
-            "%s: %d %s not used: %s. Only train/%s, test and ground_truth are read.",
+            "%s: %d %s not used: %s. Only train/%s, validation/%s, test and ground_truth "
+            "are read.",
             *(folder, len(photos), "image is" if len(photos) == 1 else "images are"),
-            *(listed(photos), GOOD),
+            *(listed(photos), GOOD, GOOD),
         )

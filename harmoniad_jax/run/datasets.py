@@ -1,5 +1,6 @@
 """From the settings to the images of a run: found, drawn or prepared."""
 
+import dataclasses
 import hashlib
 import logging
 from collections.abc import Sequence
@@ -27,6 +28,8 @@ def open_dataset(config: Config) -> Dataset:
       UserError: nothing there, or something wrong with it, or no label to test with.
     """
     dataset = _open_sources(config.data)
+    if not config.data.validation:
+        dataset = dataclasses.replace(dataset, held_out=())
     if unlabelled := sum(not record.is_labelled for record in dataset.test):
         raise UserError(
             f"config.data.test_split is {config.data.test_split!r}: "

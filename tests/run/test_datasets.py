@@ -93,6 +93,17 @@ def test_a_folder_may_be_described_by_a_table_or_by_names(tiny_config, products,
     assert [r.is_anomalous for r in listed.test] == [r.is_anomalous for r in expected.test]
 
 
+def test_validation_images_may_be_left_out(tiny_config, products, tmp_path):
+    root = tmp_path / "products"
+    shutil.copytree(products / "washer", root / "washer")
+    shutil.copytree(root / "washer/test/good", root / "washer/validation/good")
+    with_own = opened(tiny_config, "folder", root=str(root))
+    without = opened(tiny_config, "folder", root=str(root), validation=False)
+    assert (len(with_own.held_out), len(without.held_out)) == (2, 0)
+    assert with_own.train == without.train
+    assert len(without.hold_out(0.3).train) == 6
+
+
 def test_a_folder_has_one_test_split(tiny_config):
     message = message_of(tiny_config, "folder", test_split="test1")
     assert "data.test_split is 'test1'" in message
