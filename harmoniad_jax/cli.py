@@ -18,9 +18,12 @@ from harmoniad_jax.fields import field_types, type_name
 # Settings that commands without --config have a flag of their own for.
 FLAGS_OF_SETTINGS = {
     "data.root": "root",
+    "data.csv": "csv",
     "data.data_dir": "data_dir",
+    "data.test_split": "test_split",
     "encoder.name": "encoder",
     "calibration.false_positive_rate": "false_positive_rate",
+    "calibration.pixel_false_positive_rate": "pixel_false_positive_rate",
 }
 OVERRIDE = re.compile(r"--?(?P<negated>no)?config\.(?P<path>[^=]+)(?:=(?P<value>.*))?$")
 

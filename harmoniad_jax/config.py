@@ -38,17 +38,37 @@ class DataConfig:
     """The images to train and test on."""
 
     # Where they come from: "folder" (a folder in the MVTec layout), "demo" (procedural
-    # images, drawn once), or a public data set: "mvtec_ad", "visa", "btad". Several are
-    # joined, and their categories are then called SOURCE/CATEGORY.
+    # images, drawn once), or a public data set: "mvtec_ad", "visa", "btad", "mpdd",
+    # "mvtec_ad_2", "mvtec_loco", "real_iad", "robust_ad". Several are joined, and their
+    # categories are then called SOURCE/CATEGORY.
     sources: tuple[str, ...] = setting(("folder",), touches=LEARNING)
     # The folder that holds the categories; for "demo", the folder to draw them in (empty:
     # the user's cache folder).
     root: str = setting("", touches=NOTHING)
+    # Instead of a folder in the MVTec layout, for "folder": a table of paths and labels
+    # (harmoniad_jax/data/table.py). `root` is what its paths are relative to; empty: its
+    # own folder.
+    csv: str = setting("", touches=NOTHING)
+    # Or folders by name, below `root` or below each product's folder in it
+    # (harmoniad_jax/data/named_folders.py): of defect-free images, of defective ones, of
+    # defect-free ones to test on, and of masks.
+    normal_dir: tuple[str, ...] = setting((), touches=NOTHING)
+    abnormal_dir: tuple[str, ...] = setting((), touches=NOTHING)
+    normal_test_dir: tuple[str, ...] = setting((), touches=NOTHING)
+    mask_dir: tuple[str, ...] = setting((), touches=NOTHING)
+    # Share of the defect-free images that is tested on instead of trained on, where neither
+    # a table nor `normal_test_dir` says which.
+    normal_split_ratio: float = setting(0.0, at_least=0, below=1, touches=LEARNING)
     # Where prepared public data sets are; empty: TFDS's own, ~/tensorflow_datasets.
     data_dir: str = setting("", touches=NOTHING)
     # Where what was downloaded by hand is, to prepare them from; empty: downloads/manual
     # of `data_dir`.
     manual_dir: str = setting("", touches=NOTHING)
+    # The split of a prepared data set that is tested on, such as "test1" of robust_ad.
+    test_split: str = setting("test", touches=NOTHING)
+    # Hold out the validation images of a data set that has its own, and train on all of its
+    # training images. False: they are not used, as in runs of earlier versions.
+    validation: bool = setting(True, touches=NOTHING, older=False)
     # The categories to take; all that are there if empty.
     categories: tuple[str, ...] = setting((), touches=LEARNING)
     # Train on every category equally often, however many images it has.
@@ -279,6 +299,9 @@ class EvaluationConfig:
     # "half": a cell is defective where half of it is. "any": where any of it is, which
     # grows every defect; only to compare with older tables.
     mask_rule: str = setting("half", choices=("half", "any"), touches=NOTHING)
+    # The largest false-positive rate of pixels that AUPRO looks at. MVTec AD 2 is measured
+    # at 0.05.
+    fpr_limit: float = setting(0.3, above=0, at_most=1, touches=NOTHING)
     # Compute metrics batch by batch, in memory that hardly grows with the number of
     # images; the pixel metrics are then within a bound that is reported, and overlaps by
     # the size of defects within 1/64.

@@ -6,6 +6,7 @@ they import from the package, and not from each other.
 
 import difflib
 import runpy
+from collections.abc import Collection
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -66,24 +67,29 @@ def find_config(text: str) -> str:
     return f"{shipped[name]}{colon}{arguments}"
 
 
-def dataset_config(arguments: str, *names: str) -> ConfigDict:
+def dataset_config(arguments: str, *names: str, fpr_limit: float = 0.3) -> ConfigDict:
     """The default setting on public data sets, in one model.
 
     Args:
       arguments: what stands behind the colon of `--config file.py:...`: "encoder=..."
       *names: of the data sets.
+      fpr_limit: that they are measured to.
     """
     config = default_config()
     config.data.sources = names
+    config.evaluation.fpr_limit = fpr_limit
     use_encoder(config, parse_arguments(arguments, encoder="")["encoder"])
     return config
 
 
-def parse_arguments(text: str, **defaults: str) -> dict[str, str]:
+def parse_arguments(
+    text: str, lists: Collection[str] = (), **defaults: str
+) -> dict[str, str]:
     """Reads the "key=value,key=value" behind the colon of `--config file.py:...`.
 
     Args:
       text: what stands behind the colon.
+      lists: keys that take several values, "key=value,value": they keep their commas.
       **defaults: the allowed keys with their defaults.
 
     Raises:
@@ -91,7 +97,11 @@ def parse_arguments(text: str, **defaults: str) -> dict[str, str]:
     """
     arguments = dict(defaults)
     allowed = ", ".join(f"{key}=..." for key in defaults)
+    key = ""
     for part in filter(None, text.split(",")):
+        if "=" not in part and key in lists:
+            arguments[key] += f",{part}"
+            continue
         key, equals, value = part.partition("=")
         if not equals:
             raise UserError(f"config argument {part!r} is not key=value; give {allowed}.")

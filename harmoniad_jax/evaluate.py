@@ -3,6 +3,7 @@
     python -m harmoniad_jax.evaluate --workdir runs/a
 
 Its images and encoder may have moved: [--root photos] [--data_dir tfds] [--encoder weights]
+Another split of a prepared data set: [--test_split test1]
 Thresholds follow from [--false_positive_rate 0.01], without new training.
 """
 
@@ -17,7 +18,11 @@ def main() -> None:
     """The command's entry point."""
     workdir = flags.DEFINE_string("workdir", None, "Folder of the run.")
     root = flags.DEFINE_string("root", None, "Where the folder of images is now.")
+    csv = flags.DEFINE_string("csv", None, "Where the table of images is now.")
     data_dir = flags.DEFINE_string("data_dir", None, "Where prepared data sets are now.")
+    split = flags.DEFINE_string(
+        "test_split", None, "Split of a prepared data set to evaluate on."
+    )
     rate = flags.DEFINE_float(
         "false_positive_rate", None, "Share of good images that may be called defective."
     )
@@ -35,7 +40,9 @@ def main() -> None:
         evaluate_run(
             folder,
             root=root.value,
+            csv=csv.value,
             data_dir=data_dir.value,
+            test_split=split.value,
             encoder=encoder.value,
             false_positive_rate=rate.value,
         )

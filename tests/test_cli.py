@@ -143,7 +143,8 @@ def test_config_file_that_does_not_exist(workdir):
 def test_unknown_short_name_of_a_config(workdir, given):
     line = error_of("train", *given.split(), "--workdir", workdir)
     assert "--config=mvtex is neither a file nor a shipped config" in line
-    assert "btad, demo, folder, joint, mvtec, visa. Did you mean 'mvtec'?" in line
+    assert "btad, demo, folder, joint, mpdd, mvtec, " in line
+    assert "visa. Did you mean 'mvtec'?" in line
 
 
 @pytest.mark.parametrize("flag", ["--config=", "-config=", "--config "])

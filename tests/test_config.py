@@ -315,9 +315,39 @@ def test_a_shipped_config_is_loaded_by_its_name():
 
 
 def test_data_set_configs_name_their_data_set():
-    expected = {"mvtec": "mvtec_ad", "visa": "visa", "btad": "btad"}
+    expected = {"mvtec": "mvtec_ad"}
+    for name in ("visa", "btad", "mpdd", "mvtec_ad_2", "mvtec_loco", "real_iad"):
+        expected[name] = name
     for name, source in expected.items():
-        assert config_of(name)().data.sources == (source,)
+        config = parse_config(config_of(name)())
+        assert config.data.sources == (source,)
+        assert config.evaluation.fpr_limit == (0.05 if name == "mvtec_ad_2" else 0.3)
+
+
+def test_the_joint_config_takes_any_sets():
+    joint = config_of("joint")
+    assert joint().data.sources == ("mvtec_ad", "visa", "btad")
+    for arguments, sources, encoder in (
+        ("sets=mvtec_ad,visa,mpdd", ("mvtec_ad", "visa", "mpdd"), Config().encoder.name),
+        ("sets=mpdd,encoder=a/b", ("mpdd",), "a/b"),
+        ("encoder=a/b,sets=visa,real_iad", ("visa", "real_iad"), "a/b"),
+    ):
+        config = parse_config(joint(arguments))
+        assert (config.data.sources, config.encoder.name) == (sources, encoder)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ("mvtec_ad,visa", "'mvtec_ad' is not key=value"),
+        ("encoder=a,visa", "'visa' is not key=value"),
+        ("set=visa", "Did you mean 'sets'?"),
+    ],
+)
+def test_the_joint_config_refuses_other_arguments(arguments, part):
+    with pytest.raises(UserError) as error:
+        config_of("joint")(arguments)
+    assert part in str(error.value)
 
 
 def test_config_files_do_not_share_their_values():
@@ -330,6 +360,25 @@ def test_folder_takes_root_and_encoder():
     config = parse_config(config_of("folder")("root=photos,encoder=weights/a=b"))
     assert (config.data.sources, config.data.root) == (("folder",), "photos")
     assert config.encoder.name == "weights/a=b"
+
+
+def test_folder_takes_folders_by_name_and_tables():
+    folder = config_of("folder")
+    data = parse_config(
+        folder("root=a,good=OK,abnormal_dir=dent,scratch,mask_dir=m1,m2,encoder=b/c")
+    ).data
+    assert (data.root, data.normal_dir) == ("a", ("OK",))
+    assert (data.abnormal_dir, data.mask_dir) == (("dent", "scratch"), ("m1", "m2"))
+    assert parse_config(folder("normal_dir=x,y")).data.normal_dir == ("x", "y")
+    data = parse_config(folder("csv=a.csv,normal_split_ratio=0.2")).data
+    assert (data.csv, data.normal_split_ratio, data.root) == ("a.csv", 0.2, "")
+    for arguments, part in (
+        ("good=a,normal_dir=b", "two names of one argument"),
+        ("csv=a.csv,normal_split_ratio=some", "'some'; expected a number"),
+        ("csv=a.csv,b.csv", "'b.csv' is not key=value"),
+    ):
+        with pytest.raises(UserError, match=part):
+            folder(arguments)
 
 
 def test_folder_without_arguments_keeps_the_defaults():

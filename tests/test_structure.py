@@ -123,8 +123,8 @@ ROOMS = {
     ),
 }
 COMMANDS = (
-    *("train", "evaluate", "predict", "summarize", "ablate", "robustness", "views"),
-    "export",
+    *("train", "evaluate", "predict", "summarize", "submit", "ablate", "robustness"),
+    *("views", "export"),
 )
 LIGHT = ("data", "metrics", "report")  # rooms that know neither JAX nor Flax
 

@@ -18,7 +18,10 @@ from harmoniad_jax.report.tables import (
     HEADINGS,
     decisions_table,
     defect_sizes_table,
+    f1_table,
+    kinds_table,
     results_table,
+    samples_table,
 )
 
 
@@ -239,3 +242,41 @@ def test_one_defect_is_neither_small_nor_large():
     rows = cells(defect_sizes_table(sizes))[1:]
     assert rows[0] == ["100 to 100 %", "1", "50.0", "100.0"]
     assert rows[3] == ["100 to 100 %", "0", "-", "-"]
+
+
+def test_f1_of_images_and_pixels_with_means_over_what_is_defined():
+    decisions = {"per_category": {"bottle": {"f1": 0.5}, "cap": {"f1": None}}}
+    pixels = {
+        "per_category": {"bottle": {"f1": 0.25}, "cap": {"f1": 0.75}},
+        "mean": {"f1": 0.5},
+    }
+    assert cells(f1_table(decisions, pixels))[1:] == [
+        ["bottle", "50.0", "25.0"],
+        ["cap", "-", "75.0"],
+        ["mean", "50.0", "50.0"],
+    ]
+
+
+def test_products_that_are_seen_from_several_sides():
+    metrics = {"sample_auroc": 0.9, "sample_ap": 0.8, "sample_f1max": None}
+    samples = {"per_category": {"usb": {**metrics, "num_samples": 12}}, "mean": metrics}
+    assert cells(samples_table(samples)) == [
+        ["product, by its highest view", "products", "AUROC", "AP", "F1max"],
+        ["usb", "12", "90.0", "80.0", "-"],
+        ["mean", "", "90.0", "80.0", "-"],
+    ]
+
+
+def test_kinds_of_defects():
+    scratches = {"image_auroc": 0.75, "au_spro": 0.5}
+    kinds = {
+        "fpr_limit": 0.05,
+        "per_category": {"cap": {"scratches": {**scratches, "num_images": 3}}},
+        "mean": {"scratches": scratches, "all kinds": scratches},
+    }
+    assert cells(kinds_table(kinds)) == [
+        ["kind of defect", "images", "I-AUROC", "sPRO to 5 %"],
+        ["cap: scratches", "3", "75.0", "50.0"],
+        ["mean: scratches", "", "75.0", "50.0"],
+        ["mean: all kinds", "", "75.0", "50.0"],
+    ]

@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[1]
 # What a checkout holds; what is packaged, and what must not be.
 FILES = ("LICENSE", "README.md", "pyproject.toml", "setup.cfg", "setup.py")
 COMMANDS = (
-    *("train", "evaluate", "predict", "summarize", "ablate", "robustness", "views"),
-    "export",
+    *("train", "evaluate", "predict", "summarize", "submit", "ablate", "robustness"),
+    *("views", "export"),
 )
 PROGRAMS = (*COMMANDS, "runtime")
 PACKAGES = ("harmoniad_jax", "harmoniad_runtime", "tfds_builders")

@@ -8,74 +8,50 @@ ArrayRecord, and images are stored as the bytes that were shipped.
 import abc
 import collections
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import io
 import logging
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from harmoniad_jax.data.folder import MASK_SUFFIX, other_aspect, same_aspect
 from harmoniad_jax.data.images import decoded_size
-from harmoniad_jax.data.mask_files import encode_mask, read_mask
-from harmoniad_jax.data.records import GOOD, EncodedImage
-from harmoniad_jax.data.suffixes import is_image
+from harmoniad_jax.data.mask_files import encode_mask
+from harmoniad_jax.data.records import GOOD, UNLABELLED
 from harmoniad_jax.errors import UserError
 from tfds_builders.archives import SUFFIXES, FolderTree, Tree, open_archive, plain_name
+from tfds_builders.examples import Example
 
 logger = logging.getLogger(__name__)
 
 LABELS = (GOOD, "anomalous")
-SPLITS = ("train", "test")
 # Encoded images in one shard. TFDS keeps the examples of a shard in memory.
 SHARD_BYTES = 64 << 20
 
 
 class Counts(NamedTuple):
-    """Images of a category; those to train on are all good."""
+    """Images of a category; those of training and validation are all good.
+
+    The good and the defective ones are those of the split "test".
+    """
 
     train: int
     good: int
     defective: int
+    validation: int = 0
 
     def __str__(self) -> str:
-        return f"{self.train} training, {self.good} good and {self.defective} defective"
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """A file in a folder or an archive."""
-
-    tree: Tree
-    path: str
-
-    @property
-    def size(self) -> int:
-        """In bytes."""
-        return self.tree.size(self.path)
-
-    def read(self) -> EncodedImage:
-        return EncodedImage(f"{self.tree.path}: {self.path!r}", self.tree.read(self.path))
-
-
-@dataclasses.dataclass(frozen=True)
-class Example:
-    """One image that was found, before it is read; see `AnomalyBuilder`."""
-
-    category: str
-    split: str
-    defect: str
-    path: str
-    image: Entry
-    mask: Entry | None = None
+        held_out = f" {self.validation} validation," if self.validation else ""
+        return (
+            f"{self.train} training,{held_out} {self.good} good and "
+            f"{self.defective} defective"
+        )
 
 
 class AnomalyBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
@@ -85,24 +61,46 @@ class AnomalyBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
       mask: PNG of one channel, 255 where the image is defective and 0 elsewhere; 0
         throughout for good images, and for defective ones whose mask is lost.
       category: product class.
-      label: good or anomalous. It comes from the folder, never from the mask.
-      defect: name of the defect, "good" where there is none.
+      label: good or anomalous, -1 where the publisher keeps it. It comes from the folder,
+        never from the mask.
+      defect: name of the defect, "good" where there is none, "unlabelled" where the
+        publisher keeps it.
       path: of the image within the data set, as shipped.
 
+    With `KEEPS_MASKS`:
+
+      masks: PNG of the K masks of an image, one below the other, each of the image's size
+        and as `mask`, which is their union. A single black one where K is 0.
+      saturations: [K] shares of the image in (0, 1]: a defect counts as found as a whole
+        when so much of it is.
+
+    With `HAS_SAMPLES`:
+
+      sample: name of the product within its category that an image is a view of.
+
     The examples are in order of category, split and path. `info.metadata` lists
-    category, defect, path and SHA-256 of all of them by split, so that a reader knows
-    them without reading images.
+    category, defect, path and SHA-256 of all of them by split, and the last two features,
+    so that a reader knows them without reading images.
     """
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar[Mapping[str, str]] = {"1.0.0": "First release."}
 
-    # Of every category, in the original.
-    COUNTS: ClassVar[Mapping[str, Counts]]
-    # What a category's folder holds, to tell it from any other of the same name.
+    # Every category, with its images in the original; None where they were not published.
+    COUNTS: ClassVar[Mapping[str, Counts | None]]
+    # In the order in which they are written. The first is trained on.
+    SPLITS: ClassVar[tuple[str, ...]] = ("train", "test")
+    # Whether the masks of an image are kept apart.
+    KEEPS_MASKS: ClassVar[bool] = False
+    # Whether there are several images of each product.
+    HAS_SAMPLES: ClassVar[bool] = False
+    # What a category's folder holds, to tell it from any other of the same name; see
+    # `holds_categories`.
     MARKER: ClassVar[str]
     # Folders beside those of the categories that are read.
     EXTRA_FOLDERS: ClassVar[tuple[str, ...]] = ()
+    # Folders below the manual directory in which folders and archives may lie as well.
+    PLACES: ClassVar[tuple[str, ...]] = ()
     # Names of the archives of the whole data set, without suffix.
     ARCHIVES: ClassVar[tuple[str, ...]]
     HOMEPAGE: ClassVar[str]
@@ -120,22 +118,36 @@ class AnomalyBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         """Names of the archives that are looked for, without suffix, in order."""
         return cls.ARCHIVES
 
+    @classmethod
+    def holds_categories(cls, folder: Path) -> bool:
+        """Whether a folder is one of this data set, complete or not."""
+        return any((folder / name / cls.MARKER).is_dir() for name in cls.COUNTS)
+
+    @classmethod
+    def places(cls, manual_dir: Path) -> list[Path]:
+        """The folders that folders and archives of this data set may lie in."""
+        return [manual_dir, *(manual_dir / name for name in (cls.name, *cls.PLACES))]
+
     @abc.abstractmethod
     def _find(self, tree: Tree) -> list[Example]:
         """Lists the images in a folder or archive, of any categories."""
 
     def _info(self) -> tfds.core.DatasetInfo:
+        features = {
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "mask": tfds.features.Image(shape=(None, None, 1)),
+            "category": tfds.features.ClassLabel(names=list(self.COUNTS)),
+            "label": tfds.features.ClassLabel(names=list(LABELS)),
+            "defect": tfds.features.Text(),
+            "path": tfds.features.Text(),
+        }
+        if self.KEEPS_MASKS:
+            features["masks"] = tfds.features.Image(shape=(None, None, 1))
+            features["saturations"] = tfds.features.Tensor(shape=(None,), dtype=np.float32)
+        if self.HAS_SAMPLES:
+            features["sample"] = tfds.features.Text()
         return self.dataset_info_from_configs(
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(shape=(None, None, 3)),
-                    "mask": tfds.features.Image(shape=(None, None, 1)),
-                    "category": tfds.features.ClassLabel(names=list(self.COUNTS)),
-                    "label": tfds.features.ClassLabel(names=list(LABELS)),
-                    "defect": tfds.features.Text(),
-                    "path": tfds.features.Text(),
-                }
-            ),
+            features=tfds.features.FeaturesDict(features),
             supervised_keys=("image", "label"),
             homepage=self.HOMEPAGE,
             license=self.LICENCE,
@@ -149,7 +161,7 @@ class AnomalyBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         examples = self._collect(Path(dl_manager.manual_dir))
         self._report(examples)
         shards = {}
-        for split in SPLITS:
+        for split in self.SPLITS:
             chosen = [example for example in examples if example.split == split]
             if chosen:
                 self.info.metadata[split] = collections.defaultdict(list)
@@ -201,7 +213,7 @@ class AnomalyBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             found[example.category].append(example)
         for name, expected in self.COUNTS.items():
             counts = _count(found[name])
-            if found[name] and counts != expected:
+            if found[name] and expected is not None and counts != expected:
                 logger.warning(
                     "%s: expected %s images of %s, found %s",
                     self.name,
@@ -212,7 +224,7 @@ class AnomalyBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         absent = [name for name in self.COUNTS if not found[name]]
         if absent:
             logger.warning("%s: not there: %s", self.name, ", ".join(absent))
-        lost = sum(e.defect != GOOD and e.mask is None for e in examples)
+        lost = sum(e.defect not in (GOOD, UNLABELLED) and not e.masks for e in examples)
         if lost:
             logger.warning("%s: %d defective images have no mask", self.name, lost)
 
@@ -250,25 +262,32 @@ class AnomalyBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
                 columns["defect"].append(example.defect)
                 columns["path"].append(example.path)
                 columns["sha256"].append(digest)
+                if self.KEEPS_MASKS:
+                    columns["saturations"].append(features["saturations"].tolist())
+                if self.HAS_SAMPLES:
+                    columns["sample"].append(example.sample)
                 progress.update()
                 yield example.path, features
 
 
 def data_folders(builder: type[AnomalyBuilder], manual_dir: Path) -> list[Path]:
     """The folders in a manual directory, or itself, that hold categories."""
-
-    def holds_categories(folder: Path) -> bool:
-        return any((folder / name / builder.MARKER).is_dir() for name in builder.COUNTS)
-
-    if not manual_dir.is_dir():
-        return []
-    children = sorted(child for child in manual_dir.iterdir() if child.is_dir())
-    return [folder for folder in (manual_dir, *children) if holds_categories(folder)]
+    folders = dict.fromkeys(
+        folder
+        for place in builder.places(manual_dir)
+        if place.is_dir()
+        for folder in (place, *sorted(child for child in place.iterdir() if child.is_dir()))
+    )
+    return [folder for folder in folders if builder.holds_categories(folder)]
 
 
 def data_archives(builder: type[AnomalyBuilder], manual_dir: Path) -> list[Path]:
     """The archives of a data set in a manual directory, the whole one first."""
-    folders = (manual_dir, manual_dir / builder.name)
+    return find_archives(builder.places(manual_dir), builder.archive_stems())
+
+
+def find_archives(folders: Sequence[Path], stems: Sequence[str]) -> list[Path]:
+    """The archives of these names, without suffix, in some folders, in that order."""
     paths = [
         path
         for folder in folders
@@ -278,10 +297,8 @@ def data_archives(builder: type[AnomalyBuilder], manual_dir: Path) -> list[Path]
     ]
     # Copies such as "a (1).zip" are taken where the file itself is not there.
     files = {plain_name(path.name): path for path in reversed(paths)}
-    files |= {path.name.lower(): path for path in paths}
-    names = (
-        (stem + suffix).lower() for stem in builder.archive_stems() for suffix in SUFFIXES
-    )
+    files |= {path.name.lower(): path for path in reversed(paths)}
+    names = ((stem + suffix).lower() for stem in stems for suffix in SUFFIXES)
     return [files[name] for name in names if name in files]
 
 
@@ -291,69 +308,16 @@ def missing(builder: type[AnomalyBuilder], manual_dir: Path) -> str:
     return f"{manual_dir} holds no part of {builder.name}. {instructions}"
 
 
-def examples_by_folder(
-    tree: Tree, categories: Iterable[str], *, good: str
-) -> list[Example]:
-    """Lists CATEGORY/{train,test,ground_truth}/DEFECT/FILE, below any folder.
-
-    Masks are paired with images by stem, since their suffixes may differ; "_mask" at the
-    end of a stem is no part of it.
-
-    Args:
-      tree: where to look.
-      categories: names of their folders.
-      good: name of the folder of defect-free images.
-
-    Raises:
-      UserError: two masks of one image, or two images of one mask.
-    """
-    names = "|".join(map(re.escape, categories))
-    layout = re.compile(f"(?:.*/)?({names})/(train|test|ground_truth)/([^/]+)/([^/]+)")
-    images, masks, masked = [], {}, {}
-    for name in tree.names:
-        match = layout.fullmatch(name)
-        if match is None or not is_image(PurePosixPath(name)):
-            continue
-        category, split, defect, file = match.groups()
-        stem = PurePosixPath(file).stem
-        if split == "ground_truth":
-            key = (category, defect, MASK_SUFFIX.sub("", stem))
-            if key in masks and defect != good:
-                raise UserError(
-                    f"{tree.path}: {masks[key].path!r} and {name!r} are masks of the same "
-                    "image; remove one, or download the data set again."
-                )
-            masks[key] = Entry(tree, name)
-        elif split == "test" or defect == good:
-            path = name[match.start(1) :]
-            images.append((category, split, defect, stem, name, path))
-    for category, split, defect, stem, name, _ in images:
-        key = (category, defect, stem)
-        if split == "train" or defect == good or key not in masks:
-            continue
-        if key in masked:
-            raise UserError(
-                f"{tree.path}: {masks[key].path!r} may be a mask of {masked[key]!r} and of "
-                f"{name!r}; remove one, or download the data set again."
-            )
-        masked[key] = name
-    return [
-        Example(
-            category,
-            split,
-            defect=GOOD if defect == good else defect,
-            path=path,
-            image=Entry(tree, name),
-            mask=None if defect == good else masks.get((category, defect, stem)),
-        )
-        for category, split, defect, stem, name, path in images
-    ]
-
-
 def _count(examples: Sequence[Example]) -> Counts:
-    test = [example for example in examples if example.split == "test"]
-    good = sum(example.defect == GOOD for example in test)
-    return Counts(len(examples) - len(test), good, len(test) - good)
+    number = collections.Counter(
+        (example.split, example.defect == GOOD) for example in examples
+    )
+    return Counts(
+        number["train", True],
+        number["test", True],
+        number["test", False],
+        number["validation", True],
+    )
 
 
 def _read(example: Example) -> dict[str, Any]:
@@ -364,24 +328,28 @@ def _read(example: Example) -> dict[str, Any]:
     """
     encoded = example.image.read()
     width, height = decoded_size(encoded)
-    if example.mask is None:
-        mask = _empty_mask(height, width)
-    else:
-        encoded_mask = example.mask.read()
-        pixels = read_mask(encoded_mask)
-        size, mask_size = (width, height), pixels.shape[::-1]
-        if not same_aspect(size, mask_size):
-            problem = other_aspect(encoded, size, encoded_mask, mask_size)
-            raise UserError(f"{problem}; download the data set again.")
-        mask = encode_mask(pixels)
-    return {
+    defects = example.read_defects(encoded, (width, height))
+    mask = _empty_mask(height, width)
+    if defects:
+        # Masks may be smaller than their image, but are of one size then.
+        mask = encode_mask(np.logical_or.reduce([defect.mask for defect in defects]))
+    unlabelled = example.defect == UNLABELLED
+    features = {
         "image": io.BytesIO(encoded.data),
         "mask": io.BytesIO(mask),
         "category": example.category,
-        "label": LABELS[example.defect != GOOD],
+        "label": -1 if unlabelled else LABELS[example.defect != GOOD],
         "defect": example.defect,
         "path": example.path,
     }
+    if example.KEEPS_MASKS:
+        stacked = [defect.mask for defect in defects]
+        masks = encode_mask(np.concatenate(stacked)) if stacked else mask
+        features["masks"] = io.BytesIO(masks)
+        features["saturations"] = np.array([d.saturation for d in defects], np.float32)
+    if example.sample:
+        features["sample"] = example.sample
+    return features
 
 
 @functools.lru_cache(maxsize=64)

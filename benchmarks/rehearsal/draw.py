@@ -86,8 +86,8 @@ def plan(share: float = 1.0) -> list[Picture]:
     pictures = []
     for place, (category, original) in enumerate(BUILDERS["mvtec_ad"].COUNTS.items()):
         train, good, defective = (
-            range(max(FEWEST[kind], round(share * count)))
-            for kind, count in original._asdict().items()
+            range(max(fewest, round(share * getattr(original, kind))))
+            for kind, fewest in FEWEST.items()
         )
         pictures += [Picture(category, "train", None, i) for i in train]
         pictures += [Picture(category, "test", None, i) for i in good]

@@ -7,6 +7,7 @@ import scipy.ndimage
 
 from harmoniad_jax.data.mask_files import read_mask
 from harmoniad_jax.data.records import Record
+from harmoniad_jax.errors import UserError
 
 EIGHT_CONNECTED = np.ones((3, 3), int)
 
@@ -34,6 +35,43 @@ def read_masks(
             rescued += lost
         known[row] = not record.is_anomalous or masks[row].any()
     return masks, known, rescued
+
+
+def read_regions(
+    records: Sequence[Record], side: int, rule: str
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The masks that are kept apart, on the evaluation grid.
+
+    Args:
+      records: N test images.
+      side: S' of the grid.
+      rule: see `resize_mask`.
+
+    Returns:
+      For each image its masks [K, S', S'] bool, which may overlap, none of them empty; and
+      [K] float64 cells: when so many of a mask are found, its defect is.
+
+    Raises:
+      UserError: the masks of an image are damaged.
+    """
+    regions, saturations = [], []
+    for record in records:
+        count = len(record.saturations)
+        masks = np.zeros((0, side, side), bool)
+        if record.masks is not None:
+            stacked = read_mask(record.masks)
+            if len(stacked) % count:
+                raise UserError(
+                    f"{record.masks} cannot be divided by {count}; prepare its data set "
+                    "again with python -m tfds_builders.prepare NAME --overwrite."
+                )
+            parts = np.split(stacked, count)
+            masks = np.stack([resize_mask(part, side, rule)[0] for part in parts])
+        # What marks nothing cannot be found.
+        marks = masks.any(axis=(1, 2))
+        regions.append(masks[marks])
+        saturations.append(np.array(record.saturations, float)[marks] * side**2)
+    return regions, saturations
 
 
 def resize_mask(mask: np.ndarray, side: int, rule: str = "half") -> tuple[np.ndarray, int]:

@@ -12,12 +12,13 @@ from typing import Any
 import tensorflow_datasets as tfds
 from google.protobuf import json_format
 
-from harmoniad_jax.data.records import GOOD, Dataset, Record
+from harmoniad_jax.data.records import GOOD, UNLABELLED, Dataset, Record
 from harmoniad_jax.errors import UserError
 
 # Images and masks as they are stored: what they are decoded with is `preprocess.py`.
-STORED = {name: tfds.decode.SkipDecoding() for name in ("image", "mask")}
-
+STORED = ("image", "mask", "masks")
+TEST = "test"
+VALIDATION = "validation"
 
 # What the readers of shards and descriptions raise where bytes are missing or wrong.
 DAMAGES = (
@@ -39,7 +40,7 @@ class StoredImage:
     Attributes:
       source: random access to the examples.
       index: of the example.
-      feature: "image" or "mask".
+      feature: "image", "mask" or "masks".
       path: of the image within the data set.
     """
 
@@ -75,31 +76,43 @@ class StoredImage:
         return f"the {self.feature} of {self.path}"
 
 
-def prepared_dataset(folder: Path) -> Dataset:
+def prepared_dataset(folder: Path, test_split: str = TEST) -> Dataset:
     """Lists a prepared data set, without reading an image.
+
+    Its validation images, if it has any, are the held-out ones.
 
     Args:
       folder: the version's folder, such as DATA_DIR/mvtec_ad/1.0.0.
+      test_split: the images to test on.
 
     Raises:
-      UserError: `folder` holds no data set that was prepared by `tfds_builders`.
+      UserError: `folder` holds no data set that was prepared by `tfds_builders`, or no
+        such split.
     """
     try:
         builder = tfds.builder_from_directory(folder)
         lists = dict(builder.info.metadata or {})
-        train, test = (
-            _records(builder.as_data_source(split, decoders=STORED), lists[split])
+        features = builder.info.features
+        decoders = {name: tfds.decode.SkipDecoding() for name in STORED if name in features}
+        train, test, held_out = (
+            _records(builder.as_data_source(split, decoders=decoders), lists[split])
             if split in builder.info.splits
             else []
-            for split in ("train", "test")
+            for split in ("train", test_split, VALIDATION)
         )
+        splits = list(builder.info.splits)
     except (*DAMAGES, tfds.core.DatasetNotFoundError) as error:
         raise UserError(
             f"{folder} is damaged or was not prepared by tfds_builders "
             f"({_one_line(error)}); prepare it again with "
             "python -m tfds_builders.prepare NAME --overwrite."
         ) from None
-    return Dataset(train=train, test=test)
+    if test_split not in (*splits, TEST) or test_split in ("train", VALIDATION):
+        there = ", ".join(sorted({TEST, *splits} - {"train", VALIDATION}))
+        raise UserError(
+            f"data.test_split is {test_split!r}; {folder} can be tested on {there}."
+        )
+    return Dataset(train=train, test=test, held_out=tuple(held_out))
 
 
 def _one_line(error: Exception) -> str:
@@ -114,14 +127,26 @@ def _records(source: Any, columns: dict[str, Sequence[str]]) -> list[Record]:
     """
     if len(columns["path"]) != len(source):
         raise ValueError(f"it lists {len(columns['path'])} of {len(source)} examples")
-    rows = zip(*(columns[k] for k in ("category", "defect", "path", "sha256")), strict=True)
+    count = len(source)
+    rows = zip(
+        *(columns[k] for k in ("category", "defect", "path", "sha256")),
+        columns.get("sample", [""] * count),
+        columns.get("saturations", [()] * count),
+        strict=True,
+    )
     return [
         Record(
             image=StoredImage(source, index, "image", path),
             category=category,
             defect=defect,
-            mask=None if defect == GOOD else StoredImage(source, index, "mask", path),
+            mask=None
+            if defect in (GOOD, UNLABELLED)
+            else StoredImage(source, index, "mask", path),
             sha256=sha256,
+            sample=sample,
+            masks=StoredImage(source, index, "masks", path) if saturations else None,
+            saturations=tuple(saturations),
         )
-        for index, (category, defect, path, sha256) in enumerate(rows)
+        for index, row in enumerate(rows)
+        for category, defect, path, sha256, sample, saturations in (row,)
     ]

@@ -9,6 +9,8 @@ from typing import Protocol
 from harmoniad_jax.errors import UserError
 
 GOOD = "good"
+# The defect of an image whose label its publisher keeps.
+UNLABELLED = "unlabelled"
 
 
 class ImageFile(Protocol):
@@ -55,6 +57,12 @@ class Record:
         directly in it.
       view: which view of the image it is, see `variation.py`; 0: the image itself.
       source: of a view, the SHA-256 of the image; `sha256` is then that of the view.
+      sample: name of the product within its category that the image is a view of; empty
+        where there is one image of each product.
+      masks: where the masks of the image are kept apart, all K of them as one image, one
+        below the other; None where there is none.
+      saturations: [K] shares of the image in (0, 1]: a defect counts as found as a whole
+        when so much of it is.
     """
 
     image: ImageFile
@@ -65,6 +73,14 @@ class Record:
     folder: str = ""
     view: int = 0
     source: str | None = None
+    sample: str = ""
+    masks: ImageFile | None = None
+    saturations: tuple[float, ...] = ()
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether it is known if the image is defective."""
+        return self.defect != UNLABELLED
 
     @property
     def is_anomalous(self) -> bool:
@@ -85,7 +101,8 @@ class Dataset:
     Attributes:
       train: good images to learn from.
       test: good and defective images to measure on.
-      held_out: good images that are neither: thresholds are set on them.
+      held_out: good images that are neither: thresholds are set on them. They are the
+        validation images of a data set that has its own.
     """
 
     train: Sequence[Record]
@@ -109,16 +126,20 @@ class Dataset:
         """Moves a share of each category's training images to `held_out`.
 
         They are taken evenly over the order of their names, at least one of two or more.
-        Copies count once and stay together: all are held out, or all are trained on. But a
-        category keeps an image to train on, even if it is a copy.
+        Copies of an image and views of a product count once and stay together: all are held
+        out, or all are trained on. But a category keeps an image to train on, even if it is
+        a copy. A category with validation images of its own keeps all of its training
+        images.
 
         Args:
           share: of the images.
           first: each copy to the first record of the same image; none if None.
         """
-        first = first or {}
+        own = {record.category for record in self.held_out}
+        train = [record for record in self.train if record.category not in own]
+        first = _groups(train, first or {})
         by_category: dict[str, list[Record]] = {}
-        for record in self.train:
+        for record in train:
             records = by_category.setdefault(record.category, [])
             if first.get(record, record) == record:
                 records.append(record)
@@ -132,25 +153,55 @@ class Dataset:
             }
         for category in by_category:
             images = {
-                first.get(record, record)
-                for record in self.train
-                if record.category == category
+                first.get(record, record) for record in train if record.category == category
             }
             if images <= chosen:
                 chosen.remove(min(images, key=lambda record: record.key))
-        held = {record for record in self.train if first.get(record, record) in chosen}
+        held = {record for record in train if first.get(record, record) in chosen}
         return dataclasses.replace(
             self,
             train=[record for record in self.train if record not in held],
-            held_out=[record for record in self.train if record in held],
+            held_out=[*self.held_out, *(record for record in train if record in held)],
         )
 
     def select(self, categories: Collection[str]) -> "Dataset":
         """The same data set with these categories only."""
-        return Dataset(
-            train=[record for record in self.train if record.category in categories],
-            test=[record for record in self.test if record.category in categories],
-        )
+
+        def of_these(records: Sequence[Record]) -> list[Record]:
+            return [record for record in records if record.category in categories]
+
+        held_out = tuple(of_these(self.held_out))
+        return Dataset(of_these(self.train), of_these(self.test), held_out)
+
+
+def _groups(
+    records: Sequence[Record], first: Mapping[Record, Record]
+) -> dict[Record, Record]:
+    """Each record to the first of those that it must stay with: copies and other views.
+
+    Args:
+      records: in order.
+      first: each copy to the first record of the same image.
+    """
+    above: dict[Record, Record] = {}
+
+    def top(record: Record) -> Record:
+        while record in above:
+            record = above[record]
+        return record
+
+    order = {record: index for index, record in enumerate(records)}
+    views: dict[tuple[str, str], Record] = {}
+    for record in records:
+        mates = [first.get(record, record)]
+        if record.sample:
+            mates.append(views.setdefault((record.category, record.sample), record))
+        for mate in mates:
+            pair = {top(record), top(mate)}
+            if len(pair) == 2:
+                earlier, later = sorted(pair, key=lambda one: order.get(one, -1))
+                above[later] = earlier
+    return {record: top(record) for record in records}
 
 
 def join(datasets: Mapping[str, Dataset]) -> Dataset:
@@ -162,9 +213,11 @@ def join(datasets: Mapping[str, Dataset]) -> Dataset:
             for record in records
         ]
 
+    parts = datasets.items()
     return Dataset(
-        train=[r for name, part in datasets.items() for r in renamed(name, part.train)],
-        test=[r for name, part in datasets.items() for r in renamed(name, part.test)],
+        train=[r for name, part in parts for r in renamed(name, part.train)],
+        test=[r for name, part in parts for r in renamed(name, part.test)],
+        held_out=tuple(r for name, part in parts for r in renamed(name, part.held_out)),
     )
 
 

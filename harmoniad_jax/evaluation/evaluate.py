@@ -10,10 +10,17 @@ from typing import Any
 
 import numpy as np
 
+from harmoniad_jax.data.prepared import TEST
 from harmoniad_jax.devices.processes import is_main, together, wait_for_all
 from harmoniad_jax.errors import UserError, system_problem
 from harmoniad_jax.evaluation.gallery import category_content
 from harmoniad_jax.evaluation.measure import Measured, measure
+from harmoniad_jax.evaluation.protocols import (
+    SAMPLE_METRICS,
+    kinds_with_means,
+    samples_of,
+    with_means,
+)
 from harmoniad_jax.folders import check_writable, write_whole
 from harmoniad_jax.inference.predictor import Predictor
 from harmoniad_jax.inference.restore import open_trained
@@ -29,7 +36,10 @@ from harmoniad_jax.report.notes import notes_on
 from harmoniad_jax.report.tables import (
     decisions_table,
     defect_sizes_table,
+    f1_table,
+    kinds_table,
     results_table,
+    samples_table,
 )
 from harmoniad_jax.run.calibration import Calibration
 from harmoniad_jax.run.normality import Normality
@@ -37,7 +47,7 @@ from harmoniad_jax.run.run import Run
 
 logger = logging.getLogger(__name__)
 
-RESULTS_FILE = "results.json"
+RESULTS = "results"
 REPORT_FOLDER = "report"
 # Masks that mark a larger share are likely to mark the background.
 MOST_OF_AN_IMAGE = 0.5
@@ -47,7 +57,9 @@ def evaluate_run(
     workdir: Path,
     *,
     root: str | None = None,
+    csv: str | None = None,
     data_dir: str | None = None,
+    test_split: str | None = None,
     encoder: str | None = None,
     false_positive_rate: float | None = None,
 ) -> dict[str, Any]:
@@ -56,7 +68,9 @@ def evaluate_run(
     Args:
       workdir: folder of the run.
       root: where the folder of images is, if not where it was.
+      csv: where the table of images is, if not where it was.
       data_dir: where prepared data sets are, if not where they were.
+      test_split: of a prepared data set, if not that of the run's settings.
       encoder: where the encoder is, if not where it was.
       false_positive_rate: that thresholds aim at, if not that of the run's settings.
 
@@ -68,7 +82,9 @@ def evaluate_run(
     """
     given = {
         "data.root": root,
+        "data.csv": csv,
         "data.data_dir": data_dir,
+        "data.test_split": test_split,
         "encoder.name": encoder,
         "calibration.false_positive_rate": false_positive_rate,
     }
@@ -79,6 +95,9 @@ def evaluate_run(
 def evaluate(trained: Trained, workdir: Path) -> dict[str, Any]:
     """Predicts all test images, category by category; writes `results.json` and `report/`.
 
+    With another `config.data.test_split`, such as "test1", `results-test1.json` and
+    `report-test1/`.
+
     Only the maps of one category are in memory at a time, or those of one batch with
     `config.evaluation.streaming`.
 
@@ -87,15 +106,20 @@ def evaluate(trained: Trained, workdir: Path) -> dict[str, Any]:
       workdir: folder to write to.
 
     Returns:
-      "step", "encoder", "config_hash", "per_category": name -> the seven metrics as
-      fractions in [0, 1] (None where undefined) and "num_images", "per_dataset": the
-      means over the categories of each data set where several are joined, "mean": over
-      all categories, "error_bounds": of each category's metrics, empty where they are
-      exact, "decisions": what the thresholds achieve, see `decide`, "defect_sizes": how
-      well defects of four sizes are found, see `metrics.defect_size_metrics`, at
-      thresholds that "pixel_false_positive_rate" of the good pixels exceed, and counts of
-      "lost_masks" and "rescued_defects", and "covering_masks": category to the median
-      share that its masks mark, where that is more than half; "missing": the categories of
+      "step", "test_split", "encoder", "config_hash";
+      "per_category": name -> the seven metrics as fractions in [0, 1] (None where
+      undefined) and "num_images", "per_dataset": the means over the categories of each data
+      set where several are joined, "mean": over all categories;
+      "error_bounds": of each category's metrics, empty where they are exact;
+      "fpr_limit": of AUPRO;
+      "decisions": what the thresholds achieve, see `decide`, "pixel_decisions": the same
+      for pixels;
+      "kinds", "samples": see `protocols`, with "per_category" and "mean", mostly empty;
+      "defect_sizes": how well defects of four sizes are found, see
+      `metrics.defect_size_metrics`, at thresholds that "pixel_false_positive_rate" of the
+      good pixels exceed;
+      "lost_masks", "rescued_defects": counts, "covering_masks": category to the median
+      share that its masks mark, where that is more than half, "missing": the categories of
       training that have no test image here.
     """
     with _saying_how_to_go_on(workdir):
@@ -120,17 +144,21 @@ def _evaluate(trained: Trained, workdir: Path) -> dict[str, Any]:
     if trained.calibration and not trained.calibration.fits(run.config.evaluation):
         logger.info("the evaluation was changed since training: calibrating again")
         trained = calibrated(trained)
+    # Results of another split lie beside those of the first.
+    split = run.config.data.test_split
+    suffix = "" if split == TEST else f"-{split}"
     measured: dict[str, Measured] = {}
     with contextlib.ExitStack() as stack:
         report = None
         if is_main() and _reports(run):
-            report = stack.enter_context(ReportWriter(workdir / REPORT_FOLDER))
+            report = stack.enter_context(ReportWriter(workdir / f"{REPORT_FOLDER}{suffix}"))
         _measure_all(trained, measured, report)
         results = _undefined_to_none(_results(trained, measured))
         page = None
         if is_main():
             try:
-                write_whole(workdir / RESULTS_FILE, json.dumps(results, indent=2) + "\n")
+                path = workdir / f"{RESULTS}{suffix}.json"
+                write_whole(path, json.dumps(results, indent=2) + "\n")
                 page = report and report.finish(results)
             finally:
                 # It took long to measure: shown even where it cannot be written.
@@ -163,10 +191,12 @@ def _measure_all(
             if dataset.test:  # otherwise it is said once, of all
                 logger.info("%s has no test images: not evaluated", category)
             continue
-        one, maps = measure(predictor, category, records)
+        calibration = trained.calibration
+        rate = trained.run.config.calibration.pixel_false_positive_rate
+        level = calibration and calibration.of(category).pixel_threshold(rate)
+        one, maps = measure(predictor, category, records, level)
         measured[category] = one
         if _reports(trained.run):
-            calibration = trained.calibration
             normality = calibration and calibration.of(category)
             # All processes may have to predict its images, and one writes.
             content = category_content(predictor, category, one, maps, normality)
@@ -181,6 +211,7 @@ def _results(trained: Trained, measured: Mapping[str, Measured]) -> dict[str, An
     scored = {name: (one.scores, one.labels) for name, one in measured.items()}
     return {
         "step": int(trained.state.step),
+        "test_split": run.config.data.test_split,
         "encoder": run.encoder.description.name,
         "config_hash": run.config.hash,
         "per_category": per_category,
@@ -188,7 +219,14 @@ def _results(trained: Trained, measured: Mapping[str, Measured]) -> dict[str, An
         "mean": mean_metrics(per_category) if per_category else {},
         "error_bounds": {n: one.error_bounds for n, one in measured.items()},
         "decisions": decide(run, calibration, scored) if calibration and scored else {},
+        "pixel_decisions": with_means(
+            {n: one.pixel_decisions for n, one in measured.items() if one.pixel_decisions},
+            ("precision", "recall", "f1"),
+        ),
         "defect_sizes": _by_defect_size(run, calibration, measured),
+        "fpr_limit": run.config.evaluation.fpr_limit,
+        "kinds": kinds_with_means({name: one.kinds for name, one in measured.items()}),
+        "samples": _samples(measured),
         "lost_masks": sum(one.lost_masks for one in measured.values()),
         "rescued_defects": sum(one.rescued_defects for one in measured.values()),
         "covering_masks": {
@@ -198,6 +236,12 @@ def _results(trained: Trained, measured: Mapping[str, Measured]) -> dict[str, An
         },
         "missing": sorted({*run.dataset.categories, *trained.missing} - set(measured)),
     }
+
+
+def _samples(measured: Mapping[str, Measured]) -> dict[str, Any]:
+    """See `protocols.samples_of`."""
+    found = {n: samples_of(one.records, one.scores) for n, one in measured.items()}
+    return with_means({n: one for n, one in found.items() if one}, SAMPLE_METRICS)
 
 
 def _by_defect_size(
@@ -263,9 +307,15 @@ def report_results(results: dict[str, Any]) -> None:
         )
         return
     print(results_table(results))
+    for name, table in (("samples", samples_table), ("kinds", kinds_table)):
+        if results[name]:
+            print()
+            print(table(results[name]))
     if results["decisions"]:
         print()
         print(decisions_table(results["decisions"]))
+        print()
+        print(f1_table(results["decisions"], results["pixel_decisions"]))
     if results["defect_sizes"]:
         print()
         print(defect_sizes_table(results["defect_sizes"]))

@@ -7,9 +7,11 @@ import numpy as np
 
 from harmoniad_jax.data.masks import read_masks
 from harmoniad_jax.data.records import Record
+from harmoniad_jax.evaluation.protocols import kinds_of
 from harmoniad_jax.inference.predictor import Predictor
 from harmoniad_jax.metrics import (
     Defects,
+    PixelDecisions,
     StreamingMetrics,
     category_metrics,
     defects_of,
@@ -45,6 +47,9 @@ class Measured(NamedTuple):
       defects: its defect regions, on the grid of the maps.
       lost_masks, rescued_defects: counts.
       mask_share: median share of the image that a mask marks; None without masks.
+      pixel_decisions: see `metrics.PixelDecisions`; None without threshold.
+      kinds: see `protocols.kinds_of`; empty where masks are not kept apart or maps are not
+        kept.
     """
 
     records: Sequence[Record]
@@ -57,12 +62,23 @@ class Measured(NamedTuple):
     lost_masks: int
     rescued_defects: int
     mask_share: float | None
+    pixel_decisions: dict[str, float] | None
+    kinds: dict[str, dict[str, float]]
 
 
 def measure(
-    predictor: Predictor, category: str, records: Sequence[Record]
+    predictor: Predictor,
+    category: str,
+    records: Sequence[Record],
+    pixel_threshold: float | None = None,
 ) -> tuple[Measured, Maps | None]:
     """Predicts the test images of a category and computes its metrics.
+
+    Args:
+      predictor: of an opened run.
+      category: its name, for the bar of progress.
+      records: N test images.
+      pixel_threshold: to decide on pixels; None: none is decided on.
 
     Returns:
       What was measured, and the maps; None with `config.evaluation.streaming`, which keeps
@@ -71,30 +87,48 @@ def measure(
     settings = predictor.trained.run.config.evaluation
     labels = np.array([record.is_anomalous for record in records])
     if settings.streaming:
-        return _measure_in_a_stream(predictor, category, records, labels), None
+        measured = _measure_in_a_stream(
+            predictor, category, records, labels, pixel_threshold
+        )
+        return measured, None
     prediction = predictor(records, category)
     masks, known, rescued = read_masks(records, settings.map_side, settings.mask_rule)
     maps, scores = prediction.anomaly_maps, prediction.image_scores
+    limit, decisions = settings.fpr_limit, None
+    if pixel_threshold is not None:
+        pixels = PixelDecisions(pixel_threshold)
+        pixels.update(maps[known], masks[known])
+        decisions = pixels.compute()
     measured = Measured(
         records=records,
         scores=scores,
         labels=labels,
-        metrics=category_metrics(maps, masks, scores, labels, mask_known=known),
+        metrics=category_metrics(
+            *(maps, masks, scores, labels), mask_known=known, fpr_limit=limit
+        ),
         error_bounds={},
-        pro_curve=pro_curve(maps[known], masks[known]),
-        defects=defects_of(maps[known], masks[known]),
+        pro_curve=pro_curve(maps[known], masks[known], fpr_limit=limit),
+        defects=defects_of(maps[known], masks[known], limit),
         lost_masks=int((~known).sum()),
         rescued_defects=rescued,
         mask_share=_median_share(_shares(masks)),
+        pixel_decisions=decisions,
+        kinds=kinds_of(records, maps, scores, settings),
     )
     return measured, Maps(prediction, masks, known)
 
 
 def _measure_in_a_stream(
-    predictor: Predictor, category: str, records: Sequence[Record], labels: np.ndarray
+    predictor: Predictor,
+    category: str,
+    records: Sequence[Record],
+    labels: np.ndarray,
+    pixel_threshold: float | None,
 ) -> Measured:
     settings = predictor.trained.run.config.evaluation
-    streaming, scores, shares, lost, rescued = StreamingMetrics(), [], [], 0, 0
+    streaming = StreamingMetrics(settings.fpr_limit)
+    pixels = None if pixel_threshold is None else PixelDecisions(pixel_threshold)
+    scores, shares, lost, rescued = [], [], 0, 0
     for some, prediction in predictor.batches(records, category):
         masks, known, saved = read_masks(some, settings.map_side, settings.mask_rule)
         streaming.update(
@@ -104,6 +138,8 @@ def _measure_in_a_stream(
             np.array([record.is_anomalous for record in some]),
             mask_known=known,
         )
+        if pixels is not None:
+            pixels.update(prediction.anomaly_maps[known], masks[known])
         scores.append(prediction.image_scores)
         shares.append(_shares(masks))
         lost, rescued = lost + int((~known).sum()), rescued + saved
@@ -119,6 +155,8 @@ def _measure_in_a_stream(
         lost_masks=lost,
         rescued_defects=rescued,
         mask_share=_median_share(np.concatenate(shares)),
+        pixel_decisions=pixels and pixels.compute(),
+        kinds={},
     )
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from harmoniad_jax.metrics.ranking import check_scores, metrics_of, ranking_metrics
-from harmoniad_jax.metrics.regions import aupro_of, rank_regions
+from harmoniad_jax.metrics.regions import FPR_LIMIT, aupro_of, check_limit, rank_regions
 
 METRIC_NAMES = (
     "image_auroc",
@@ -27,6 +27,7 @@ def category_metrics(
     image_labels: np.ndarray,
     *,
     mask_known: np.ndarray | None = None,
+    fpr_limit: float = FPR_LIMIT,
 ) -> dict[str, float]:
     """Computes the seven metrics of one category.
 
@@ -40,20 +41,23 @@ def category_metrics(
       image_labels: [N], bool; True is defective.
       mask_known: [N], bool; False leaves the image out of the pixel metrics. Default:
         all True.
+      fpr_limit: of AUPRO, in (0, 1].
 
     Returns:
       `METRIC_NAMES` to floats in [0, 1], NaN where undefined; `num_images` to N.
 
     Raises:
-      ValueError: for other dtypes or shapes, or non-finite scores.
+      ValueError: for other dtypes, shapes or limits, or non-finite scores.
     """
+    check_limit(fpr_limit)
     predictions = Predictions.checked(
         anomaly_maps, masks, image_scores, image_labels, mask_known
     )
     image = ranking_metrics(predictions.image_scores, predictions.image_labels)
     pixels = rank_regions(predictions.anomaly_maps, predictions.masks)
     return named_metrics(
-        (*image, *metrics_of(pixels), aupro_of(pixels)), len(predictions.image_scores)
+        (*image, *metrics_of(pixels), aupro_of(pixels, fpr_limit)),
+        len(predictions.image_scores),
     )
 
 

@@ -59,23 +59,28 @@ class DefectScores:
                 region = region[middles.astype(int)]
             self._scores.append(region.copy())
 
-    def compute(self, false_positives: Callable[[np.ndarray], np.ndarray]) -> Defects:
+    def compute(
+        self,
+        false_positives: Callable[[np.ndarray], np.ndarray],
+        fpr_limit: float = FPR_LIMIT,
+    ) -> Defects:
         """The regions so far.
 
         Args:
           false_positives: [P] scores to [2, P] float64: the share of defect-free pixels
             above each, and at or above it.
+          fpr_limit: of the overlaps, in (0, 1].
         """
         overlaps = np.empty(0)
         if self._scores:
             sizes = np.array([scores.size for scores in self._scores])
             region = np.repeat(np.arange(sizes.size), sizes)
-            covered = _covered(*false_positives(np.concatenate(self._scores)))
+            covered = _covered(*false_positives(np.concatenate(self._scores)), fpr_limit)
             overlaps = np.bincount(region, covered) / sizes
         return Defects(np.array(self._areas), np.array(self._peaks), overlaps)
 
 
-def _covered(above: np.ndarray, up_to: np.ndarray, limit: float = FPR_LIMIT) -> np.ndarray:
+def _covered(above: np.ndarray, up_to: np.ndarray, limit: float) -> np.ndarray:
     """The share of [0, limit] at which a pixel is found.
 
     A pixel enters at the false-positive rate of its score, and step by step where
@@ -88,12 +93,15 @@ def _covered(above: np.ndarray, up_to: np.ndarray, limit: float = FPR_LIMIT) -> 
     return np.where(width == 0, reached, ramp) / limit
 
 
-def defects_of(anomaly_maps: np.ndarray, masks: np.ndarray) -> Defects:
+def defects_of(
+    anomaly_maps: np.ndarray, masks: np.ndarray, fpr_limit: float = FPR_LIMIT
+) -> Defects:
     """The defect regions of a category.
 
     Args:
       anomaly_maps: [N, H, W], float32 or float64, finite; larger is more anomalous.
       masks: [N, H, W], bool; True is defective.
+      fpr_limit: of the overlaps, in (0, 1].
 
     Raises:
       ValueError: for other dtypes or shapes, or non-finite scores.
@@ -108,7 +116,7 @@ def defects_of(anomaly_maps: np.ndarray, masks: np.ndarray) -> Defects:
         sides = [np.searchsorted(negatives, values, side) for side in ("right", "left")]
         return 1.0 - np.stack(sides) / negatives.size
 
-    return scores.compute(false_positives)
+    return scores.compute(false_positives, fpr_limit)
 
 
 def defect_size_metrics(

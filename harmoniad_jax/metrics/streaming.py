@@ -8,7 +8,12 @@ import numpy as np
 from harmoniad_jax.metrics.accumulate import METRIC_NAMES, Predictions, named_metrics
 from harmoniad_jax.metrics.defects import Defects, DefectScores
 from harmoniad_jax.metrics.ranking import Ranking, metrics_of, ranking_metrics
-from harmoniad_jax.metrics.regions import aupro_of, region_weights
+from harmoniad_jax.metrics.regions import (
+    FPR_LIMIT,
+    aupro_of,
+    check_limit,
+    region_weights,
+)
 
 # A bin is the leading bits of a float32: sign, exponent and 13 bits of the mantissa. Read
 # as integers they are in the order of the numbers, exactly, and a bin is at most 1/8192
@@ -52,7 +57,10 @@ class StreamingMetrics:
         values, bounds = metrics.compute()
     """
 
-    def __init__(self):
+    def __init__(self, fpr_limit: float = FPR_LIMIT):
+        """Begins with no image; `fpr_limit`: of AUPRO, in (0, 1]."""
+        check_limit(fpr_limit)
+        self._fpr_limit = fpr_limit
         # Counts in float64, exact up to 2**53: defect pixels, their weights, the others.
         self._histograms = np.zeros((3, NUM_BINS))
         self._image_scores: list[np.ndarray] = []
@@ -102,7 +110,7 @@ class StreamingMetrics:
             np.concatenate([np.empty(0), *self._image_scores]),
             np.concatenate([np.empty(0, bool), *self._image_labels]),
         )
-        pixels = bounded_metrics(rank_bins(*self._histograms))
+        pixels = bounded_metrics(rank_bins(*self._histograms), self._fpr_limit)
         pixel, pixel_bounds = (metrics.tolist() for metrics in pixels)
         image_bounds = [value if math.isnan(value) else 0.0 for value in image]
         return BoundedMetrics(
@@ -122,7 +130,7 @@ class StreamingMetrics:
             with np.errstate(invalid="ignore"):  # NaN where there are none
                 return np.stack([above[bins], up_to[bins]]) / up_to[0]
 
-        return self._defects.compute(false_positives)
+        return self._defects.compute(false_positives, self._fpr_limit)
 
 
 def score_bins(scores: np.ndarray) -> np.ndarray:
@@ -159,7 +167,9 @@ def rank_bins(positives: np.ndarray, weights: np.ndarray, negatives: np.ndarray)
     )
 
 
-def bounded_metrics(ranking: Ranking) -> tuple[np.ndarray, np.ndarray]:
+def bounded_metrics(
+    ranking: Ranking, fpr_limit: float = FPR_LIMIT
+) -> tuple[np.ndarray, np.ndarray]:
     """The four pixel metrics, and how far from those of the true order within bins.
 
     Scores of different bins are in order; within a bin any order is possible, ties too.
@@ -188,16 +198,17 @@ def bounded_metrics(ranking: Ranking) -> tuple[np.ndarray, np.ndarray]:
     """
     above, tied = ranking.negatives_above, ranking.negatives_tied
     nothing = np.zeros_like(tied)
-    best = _metrics(ranking._replace(negatives_tied=nothing))
-    worst = _metrics(ranking._replace(negatives_above=above + tied, negatives_tied=nothing))
+    best = _metrics(ranking._replace(negatives_tied=nothing), fpr_limit)
+    last = ranking._replace(negatives_above=above + tied, negatives_tied=nothing)
+    worst = _metrics(last, fpr_limit)
     if ranking.is_defined:
         up_to = np.cumsum(ranking.positives)
         first = up_to - ranking.positives + 1
         gain = up_to / (up_to + above + tied) - first / (first + above + tied)
         worst[1] -= np.sum(ranking.positives * gain) / 2 / up_to[-1]
-    values = _metrics(ranking)
+    values = _metrics(ranking, fpr_limit)
     return values, np.maximum(best - values, values - worst) + _ROUNDING
 
 
-def _metrics(ranking: Ranking) -> np.ndarray:
-    return np.array([*metrics_of(ranking), aupro_of(ranking)])
+def _metrics(ranking: Ranking, fpr_limit: float) -> np.ndarray:
+    return np.array([*metrics_of(ranking), aupro_of(ranking, fpr_limit)])

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from harmoniad_jax.metrics.regions import FPR_LIMIT
 from harmoniad_jax.report.tables import area_range, percent
 from harmoniad_jax.words import in_words
 
@@ -18,6 +19,9 @@ def notes_on(results: Mapping[str, Any]) -> Iterator[str]:
     ]
     if bounds:
         yield f"Computed in a stream: pixel metrics are off by {max(bounds):.1e} at most."
+    limit = results.get("fpr_limit", FPR_LIMIT)
+    if limit != FPR_LIMIT:
+        yield f"AUPRO is over false-positive rates of the pixels up to {100 * limit:g} %."
     for category, share in results.get("covering_masks", {}).items():
         yield (
             f"WARNING: the masks of {category} mark {share:.0%} of an image as defective "
@@ -65,6 +69,33 @@ def notes_on_defect_sizes(sizes: Mapping[str, Any]) -> Iterator[str]:
             + (f" and {found} % are found" if found != "-" else "")
         )
     yield f"By the size of the defect: {'; '.join(parts)}."
+
+
+def notes_on_protocols(results: Mapping[str, Any]) -> Iterator[str]:
+    """Yields sentences on what single data sets are measured by, means over categories.
+
+    Args:
+      results: as in `results.json`.
+    """
+    if samples := results.get("samples"):
+        count = sum(m["num_samples"] for m in samples["per_category"].values())
+        values = [percent(samples["mean"][f"sample_{k}"]) for k in ("auroc", "ap", "f1max")]
+        yield (
+            f"{in_words(count, 'product', 'products')}, each judged by its highest view: "
+            f"AUROC {values[0]}, AP {values[1]}, F1max {values[2]}."
+        )
+    if kinds := results.get("kinds"):
+        parts = [
+            f"{kind.replace('_', ' ')}: I-AUROC {percent(metrics['image_auroc'])}, "
+            f"sPRO {percent(metrics['au_spro'])}"
+            for kind, metrics in kinds["mean"].items()
+        ]
+        yield f"By kind of defect, against the good images. {'; '.join(parts)}."
+    if pixels := results.get("pixel_decisions"):
+        yield (
+            "At thresholds of good images, F1 of the pixels is "
+            f"{percent(pixels['mean']['f1'])}."
+        )
 
 
 def _notes_on_thresholds(decisions: Mapping[str, Any]) -> Iterator[str]:

@@ -17,7 +17,6 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from harmoniad_jax.metrics.regions import FPR_LIMIT
 from harmoniad_jax.report.pictures import HEAT_LEVELS, ColourScale, heat_colours
 
 PLOT_INCHES = (3.0, 2.5)
@@ -105,8 +104,8 @@ def pro_curve(x: np.ndarray, y: np.ndarray) -> Figure:
         figure, axes = _plot("False-positive rate of pixels", "Mean overlap of regions")
         axes.plot(x, y, color=LIGHT.curve, **CURVE)
         _unit_axes(axes)
-        axes.set_xlim(0, FPR_LIMIT)
-        axes.set_xticks(np.linspace(0, FPR_LIMIT, 4))
+        axes.set_xlim(0, x[-1])
+        axes.set_xticks(np.linspace(0, x[-1], 4).round(3))
     return figure
 
 

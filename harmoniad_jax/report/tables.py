@@ -67,6 +67,60 @@ def decisions_table(decisions: Mapping[str, Any]) -> str:
     return markdown_table(rows)
 
 
+def f1_table(decisions: Mapping[str, Any], pixels: Mapping[str, Any]) -> str:
+    """A Markdown table of F1 at thresholds that were set on good images, in percent.
+
+    Args:
+      decisions, pixels: "decisions" and "pixel_decisions" as in `results.json`.
+    """
+    rows = [["F1 at the thresholds", "images", "pixels"]]
+    for category, own in decisions["per_category"].items():
+        pixel = pixels["per_category"][category]
+        rows.append([category, percent(own["f1"]), percent(pixel["f1"])])
+    values = [own["f1"] for own in decisions["per_category"].values()]
+    defined = [value for value in values if value is not None and value == value]
+    mean = sum(defined) / len(defined) if defined else None
+    rows.append(["mean", percent(mean), percent(pixels["mean"]["f1"])])
+    return markdown_table(rows)
+
+
+def samples_table(samples: Mapping[str, Any]) -> str:
+    """A Markdown table of products seen from several sides, in percent.
+
+    Args:
+      samples: as in `results.json`.
+    """
+    names = ("sample_auroc", "sample_ap", "sample_f1max")
+    rows = [["product, by its highest view", "products", "AUROC", "AP", "F1max"]]
+    for category, metrics in samples["per_category"].items():
+        values = [percent(metrics[name]) for name in names]
+        rows.append([category, str(metrics["num_samples"]), *values])
+    rows.append(["mean", "", *(percent(samples["mean"][name]) for name in names)])
+    return markdown_table(rows)
+
+
+def kinds_table(kinds: Mapping[str, Any]) -> str:
+    """A Markdown table of the kinds of defects, in percent.
+
+    Args:
+      kinds: as in `results.json`.
+    """
+    heading = f"sPRO to {100 * kinds['fpr_limit']:g} %"
+    rows = [["kind of defect", "images", "I-AUROC", heading]]
+    parts = [
+        *(
+            (f"{n}: {kind}", m)
+            for n, k in kinds["per_category"].items()
+            for kind, m in k.items()
+        ),
+        *((f"mean: {kind}", metrics) for kind, metrics in kinds["mean"].items()),
+    ]
+    for name, metrics in parts:
+        values = [percent(metrics[key]) for key in ("image_auroc", "au_spro")]
+        rows.append([name, str(metrics.get("num_images", "")), *values])
+    return markdown_table(rows)
+
+
 def defect_sizes_table(sizes: Mapping[str, Any]) -> str:
     """A Markdown table of how well small and large defects are found, in percent.
 

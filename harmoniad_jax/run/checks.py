@@ -17,6 +17,7 @@ from harmoniad_jax.model.encoders.encoder import EncoderDescription
 from tfds_builders import BUILDERS
 from tfds_builders.prepare import missing_data
 
+_EXPECTED = "; expected one that holds CATEGORY/train/good/ with images"
 SOURCES = ("folder", "demo", *BUILDERS)
 
 
@@ -47,11 +48,14 @@ def data_problems(config: Config, for_training: bool = True) -> list[str]:
         elif not any(root.iterdir()):
             wrong = "is an empty folder"  # perhaps of a disk that is not mounted
         if wrong:
+            expected = "" if data.csv or data.normal_dir else _EXPECTED
             problems.append(
-                f"data.root={data.root!r} {wrong}; expected one that holds "
-                "CATEGORY/train/good/ with images. If they are elsewhere: "
+                f"data.root={data.root!r} {wrong}{expected}. If they are elsewhere: "
                 "--config.data.root=FOLDER"
             )
+    if "folder" in data.sources and data.csv:
+        if not Path(data.csv).expanduser().is_file():
+            problems.append(f"data.csv={data.csv!r} is not a file")
     named = {category.partition("/")[0] for category in data.categories}
     for name in data.sources:
         # Of several sources, those that no chosen category comes from are not opened.
@@ -102,16 +106,37 @@ def setting_problems(config: Config, num_devices: int | None) -> list[str]:
         "encoder.untrained.heads",
         f"it must divide encoder.untrained.width, {untrained.width}",
     )
-    sources = config.data.sources
+    data, sources = config.data, config.data.sources
     check(
         bool(sources) and sorted(set(sources) & set(SOURCES)) == sorted(sources),
         "data.sources",
         f"name each source once; allowed are {', '.join(SOURCES)}",
     )
     check(
-        "folder" not in sources or bool(config.data.root),
+        "folder" not in sources or any((data.root, data.csv, data.normal_dir)),
         "data.root",
         "give the folder that holds the categories",
+    )
+    check(
+        not (data.csv and data.normal_dir),
+        "data.csv",
+        "give a table or folders by name (data.normal_dir), not both",
+    )
+    for name in ("abnormal_dir", "normal_test_dir", "mask_dir"):
+        check(
+            bool(data.normal_dir) or not getattr(data, name),
+            f"data.{name}",
+            "give data.normal_dir with it, the folder of defect-free images",
+        )
+    check(
+        bool(data.csv or data.normal_dir) or not data.normal_split_ratio,
+        "data.normal_split_ratio",
+        "it is for data.csv and data.normal_dir; elsewhere the folder test says it",
+    )
+    check(
+        not (data.normal_test_dir and data.normal_split_ratio),
+        "data.normal_split_ratio",
+        "data.normal_test_dir says which images are tested on: give one of the two",
     )
     return list(problems.values())
 

@@ -515,7 +515,8 @@ def test_heic_with_the_plugin_is_read(root, monkeypatch):
     ("place", "named"),
     [
         ("grid/train/bad/0.png", "train/bad"),
-        ("grid/validation/good/0.png", "validation"),
+        ("grid/validation/bad/0.png", "validation/bad"),
+        ("grid/more/good/0.png", "more"),
         ("grid/0.png", "grid"),
         ("0.png", "products"),
     ],
@@ -532,6 +533,22 @@ def test_a_part_that_is_misspelt_is_an_error(root, name):
     write_image(root / "bottle" / name / "hole/0.png")
     message = message_of(root)
     assert f"{root / 'bottle' / name} is not read; rename it to" in message
+
+
+def test_validation_images_are_held_out(root, warnings_of):
+    for name in ("0.png", "1.png"):
+        write_image(root / "grid/validation/OK" / name)
+    assert warnings_of(root) == []
+    dataset = folder_dataset(root)
+    assert [record.key for record in dataset.held_out] == [
+        *("grid/good/0.png", "grid/good/1.png")
+    ]
+    assert dataset.train == folder_dataset(root, ["bottle", "grid"]).train
+    after = dataset.hold_out(0.5)
+    held = [record.category for record in after.held_out]
+    assert sorted(held) == ["bottle", "grid", "grid"]
+    write_image(root / "grid/validation/2.png")
+    assert "images belong into validation/good" in message_of(root)
 
 
 def test_a_right_layout_is_no_reason_for_a_warning(root, warnings_of):

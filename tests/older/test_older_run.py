@@ -50,7 +50,7 @@ def numbers_of(value, name=""):
 
 def assert_close(found, expected):
     found, expected = numbers_of(found), numbers_of(expected)
-    assert found.keys() == expected.keys()
+    assert found.keys() >= expected.keys()  # a later version may measure more
     for name, value in expected.items():
         if isinstance(value, float):
             assert found[name] == pytest.approx(value, abs=TOLERANCE), name

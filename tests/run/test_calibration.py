@@ -339,5 +339,6 @@ def test_it_fits_as_long_as_the_scores_do(name):
     changed = dataclasses.replace(EvaluationConfig(), **{name: other})
     # The statistics that `calibration_images` decides on are stored with the weights.
     harmless = {"batch_size", "mask_rule", "calibration_images", "streaming", "report"}
+    harmless |= {"fpr_limit"}
     assert set(score_settings(EvaluationConfig())).isdisjoint(harmless)
     assert calibration.fits(changed) == (name in harmless)

@@ -7,7 +7,7 @@ import pytest
 from harmoniad_jax.config import Config, with_settings
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.model.encoders.encoder import describe_untrained_clip
-from harmoniad_jax.run.checks import config_problems
+from harmoniad_jax.run.checks import config_problems, data_problems
 from harmoniad_jax.run.run import resolve_config
 
 
@@ -150,6 +150,41 @@ def test_the_ideal_gate_cannot_be_trained(description):
 def test_the_demo_needs_no_root(description):
     config = with_settings(RIGHT, {"data.sources": ("demo",), "data.root": ""})
     assert config_problems(config, description, 8) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "wrong"),
+    [
+        ({"data.csv": "a.csv"}, []),
+        ({"data.normal_dir": ("OK",)}, []),
+        ({"data.csv": "a.csv", "data.normal_dir": ("OK",)}, ["data.csv"]),
+        ({"data.csv": "a.csv", "data.mask_dir": ("m",)}, ["data.mask_dir"]),
+        ({"data.csv": "a.csv", "data.normal_split_ratio": 0.2}, []),
+        (
+            {"data.root": "photos", "data.normal_split_ratio": 0.2},
+            ["data.normal_split_ratio"],
+        ),
+        (
+            {
+                "data.normal_dir": ("OK",),
+                "data.normal_test_dir": ("more",),
+                "data.normal_split_ratio": 0.2,
+            },
+            ["data.normal_split_ratio"],
+        ),
+    ],
+)
+def test_images_are_in_a_table_or_in_folders_by_name(description, values, wrong):
+    config = with_settings(RIGHT, {"data.root": "", **values})
+    problems = config_problems(config, description, 8)
+    assert [problem.partition(" is ")[0] for problem in problems] == [
+        f"config.{name}" for name in wrong
+    ]
+
+
+def test_a_table_must_be_there():
+    config = with_settings(RIGHT, {"data.root": "", "data.csv": "nowhere.csv"})
+    assert data_problems(config) == ["data.csv='nowhere.csv' is not a file"]
 
 
 def test_a_batch_must_divide_into_its_parts_too(description):

@@ -67,6 +67,48 @@ def test_one_source_keeps_the_plain_names(tiny_config, prepared):
         assert chosen == dataset.select([names[1]])
 
 
+def test_a_folder_may_be_described_by_a_table_or_by_names(tiny_config, products, tmp_path):
+    """The same images of a product, each way; and evaluated where the table is moved to."""
+    root = products / "washer"
+    expected = opened(tiny_config, "folder", root=str(root))
+    defects = sorted({record.defect for record in expected.test} - {"good"})
+    named = opened(
+        *(tiny_config, "folder"),
+        root=str(root),
+        normal_dir=("train/good",),
+        normal_test_dir=("test/good",),
+        abnormal_dir=tuple(f"test/{name}" for name in defects),
+        mask_dir=tuple(f"ground_truth/{name}" for name in defects),
+    )
+    assert named.train_fingerprint == expected.train_fingerprint
+    rows = ["image_path,label,split,category"]
+    for split in ("train", "test"):
+        for record in getattr(expected, split):
+            label = "bad" if record.is_anomalous else "good"
+            rows.append(f"{record.image.relative_to(root)},{label},{split},washer")
+    table = tmp_path / "washer.csv"
+    table.write_text("\n".join(rows))
+    listed = opened(tiny_config, "folder", root=str(root), csv=str(table))
+    assert [r.image for r in listed.train] == [r.image for r in expected.train]
+    assert [r.is_anomalous for r in listed.test] == [r.is_anomalous for r in expected.test]
+
+
+def test_validation_images_may_be_left_out(tiny_config, products, tmp_path):
+    root = tmp_path / "products"
+    shutil.copytree(products / "washer", root / "washer")
+    shutil.copytree(root / "washer/test/good", root / "washer/validation/good")
+    with_own = opened(tiny_config, "folder", root=str(root))
+    without = opened(tiny_config, "folder", root=str(root), validation=False)
+    assert (len(with_own.held_out), len(without.held_out)) == (2, 0)
+    assert with_own.train == without.train
+    assert len(without.hold_out(0.3).train) == 6
+
+
+def test_a_folder_has_one_test_split(tiny_config):
+    message = message_of(tiny_config, "folder", test_split="test1")
+    assert "data.test_split is 'test1'" in message
+
+
 def test_the_demo_is_drawn_into_the_users_cache(
     tiny_config, products, tmp_path, monkeypatch
 ):

@@ -2,13 +2,9 @@
 
 from typing import ClassVar
 
-from tfds_builders.anomaly_builder import (
-    AnomalyBuilder,
-    Counts,
-    Example,
-    examples_by_folder,
-)
+from tfds_builders.anomaly_builder import AnomalyBuilder, Counts
 from tfds_builders.archives import Tree
+from tfds_builders.examples import Example, examples_by_folder
 
 
 class Builder(AnomalyBuilder):

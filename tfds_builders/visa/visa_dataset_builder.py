@@ -7,8 +7,9 @@ from typing import ClassVar
 
 from harmoniad_jax.data.records import GOOD
 from harmoniad_jax.errors import UserError
-from tfds_builders.anomaly_builder import SPLITS, AnomalyBuilder, Counts, Entry, Example
+from tfds_builders.anomaly_builder import AnomalyBuilder, Counts
 from tfds_builders.archives import Tree
+from tfds_builders.examples import Entry, Example
 
 SPLIT_FILE = "split_csv/1cls.csv"
 COLUMNS = ("object", "split", "label", "image", "mask")
@@ -62,12 +63,12 @@ class Builder(AnomalyBuilder):
 
         examples = []
         for row in _rows(tree, split_files[0]):
-            image = entry(row["image"])
+            image, mask = entry(row["image"]), entry(row["mask"])
             if image is None or row["object"] not in self.COUNTS:
                 continue  # a partial copy
             # The image label is that of the folder, as in the other data sets.
             is_good = PurePosixPath(row["image"]).parent.name == "Normal"
-            if row["split"] not in SPLITS or (row["split"] == "train" and not is_good):
+            if row["split"] not in self.SPLITS or (row["split"] == "train" and not is_good):
                 raise UserError(
                     f"{tree.path}: {split_files[0]} puts {row['image']!r} into "
                     f"{row['split']!r}; it is not the published one."
@@ -79,7 +80,7 @@ class Builder(AnomalyBuilder):
                     defect=GOOD if is_good else ANOMALY,
                     path=row["image"],
                     image=image,
-                    mask=None if is_good else entry(row["mask"]),
+                    masks=() if is_good or mask is None else (mask,),
                 )
             )
         return examples

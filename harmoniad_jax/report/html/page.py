@@ -17,7 +17,11 @@ from harmoniad_jax.report.html.parts import (
     name_of,
 )
 from harmoniad_jax.report.html.section import Section
-from harmoniad_jax.report.notes import notes_on, notes_on_defect_sizes
+from harmoniad_jax.report.notes import (
+    notes_on,
+    notes_on_defect_sizes,
+    notes_on_protocols,
+)
 from harmoniad_jax.report.tables import HEADINGS
 from harmoniad_jax.words import in_words
 
@@ -32,7 +36,8 @@ MEANINGS = {
     "pixel_ap": "Area under the pixels’ precision-recall curve.",
     "pixel_f1max": "The best F1 that a threshold on the maps can reach.",
     "pixel_aupro": "Mean share of each defect region that is found, over false-positive "
-    "rates of the pixels up to 30 %. Small defects count as much as large ones.",
+    "rates of the pixels up to 30 %, or as noted. Small defects count as much as large "
+    "ones.",
 }
 
 
@@ -229,6 +234,7 @@ def _notes_on(results: Mapping[str, Any]) -> Iterator[str]:
             "and defective ones, those of pixels need defects with masks. A mean is over "
             "the classes in which its metric is defined."
         )
+    yield from notes_on_protocols(results)
     if sizes := results.get("defect_sizes"):
         yield from notes_on_defect_sizes(sizes)
     yield from notes_on(results)

@@ -1,0 +1,1 @@
+"""MVTec LOCO AD."""
