@@ -23,7 +23,7 @@ class Maps(NamedTuple):
 
     Attributes:
       prediction: of the images.
-      masks: [N, S', S'] bool.
+      masks: [N, H', W'] bool.
       known: [N] bool, False where a defective image has no mask.
     """
 
@@ -73,8 +73,8 @@ def measure(
     if settings.streaming:
         return _measure_in_a_stream(predictor, category, records, labels), None
     prediction = predictor(records, category)
-    masks, known, rescued = read_masks(records, settings.map_side, settings.mask_rule)
     maps, scores = prediction.anomaly_maps, prediction.image_scores
+    masks, known, rescued = read_masks(records, maps.shape[1:], settings.mask_rule)
     measured = Measured(
         records=records,
         scores=scores,
@@ -96,9 +96,10 @@ def _measure_in_a_stream(
     settings = predictor.trained.run.config.evaluation
     streaming, scores, shares, lost, rescued = StreamingMetrics(), [], [], 0, 0
     for some, prediction in predictor.batches(records, category):
-        masks, known, saved = read_masks(some, settings.map_side, settings.mask_rule)
+        maps = prediction.anomaly_maps
+        masks, known, saved = read_masks(some, maps.shape[1:], settings.mask_rule)
         streaming.update(
-            prediction.anomaly_maps,
+            maps,
             masks,
             prediction.image_scores,
             np.array([record.is_anomalous for record in some]),
@@ -123,7 +124,7 @@ def _measure_in_a_stream(
 
 
 def _shares(masks: np.ndarray) -> np.ndarray:
-    """[N, S', S'] bool -> the share of the image that each mask marks; no empty masks."""
+    """[N, H', W'] bool -> the share of the image that each mask marks; no empty masks."""
     shares = masks.mean(axis=(1, 2))
     return shares[shares > 0]
 

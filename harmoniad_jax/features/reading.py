@@ -16,9 +16,10 @@ from tqdm import tqdm
 from harmoniad_jax.data.folder import LISTED_PROBLEMS, unreadable
 from harmoniad_jax.data.preprocess import Preprocessor
 from harmoniad_jax.data.records import EncodedImage, ImageFile, Record
+from harmoniad_jax.data.shapes import Shape
 from harmoniad_jax.devices.processes import map_shared, my_share, together
 from harmoniad_jax.errors import UserError, raise_problems
-from harmoniad_jax.features.store import FeatureCache
+from harmoniad_jax.features.caches import FeatureCaches
 from harmoniad_jax.words import in_words
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ class ImageReader:
     """Reads the images of a run. Processes divide them among each other."""
 
     def __init__(
-        self, preprocessor: Preprocessor, threads: int, cache: FeatureCache | None = None
+        self, preprocessor: Preprocessor, threads: int, cache: FeatureCaches | None = None
     ):
         """Reads nothing yet.
 
@@ -48,7 +49,7 @@ class ImageReader:
         self._preprocessor, self._threads = preprocessor, threads
         self.cache = cache
         self._hashed: dict[Record, Record] = {}
-        self._waiting: dict[str, np.ndarray] = {}
+        self._waiting: dict[tuple[Shape, str], np.ndarray] = {}
         self._room = WAITING_BYTES
         self._notes: list[str] = []
         self._brightest = 0
@@ -113,16 +114,21 @@ class ImageReader:
         return [self._hashed[record] for record in records]
 
     def take(self, record: Record) -> np.ndarray:
-        """The encoder's input for a hashed record, [S, S, 3] uint8; it waits no more.
+        """The encoder's input for a hashed record, [H, W, 3] uint8; it waits no more.
 
         Raises:
           UserError: the image had to be read again, and is another one by now.
         """
-        pixels = self._waiting.pop(record.sha256, None)
+        pixels = self._waiting.pop(self._key(record), None)
         if pixels is None:
-            return self._preprocessor.load(UnchangedImage(record.image, record.sha256))
+            image = UnchangedImage(record.image, record.sha256)
+            return self._preprocessor.load(image, record.category)
         self._room += pixels.nbytes
         return pixels
+
+    def _key(self, record: Record) -> tuple[Shape, str]:
+        """What the input of a hashed record waits by."""
+        return self._preprocessor.shape_of(record.category), record.sha256
 
     def _digests(self, records: Sequence[Record], problems: list[str]) -> list[bytes]:
         """The SHA-256 of each image; zeros, and a problem, where it cannot be read."""
@@ -146,16 +152,17 @@ class ImageReader:
         if record.sha256 is not None:  # it was read when its data set was prepared
             return bytes.fromhex(record.sha256)
         data = record.image.read_bytes()
-        digest = hashlib.sha256(data)
-        if self.cache is None or digest.hexdigest() not in self.cache:
+        digest = hashlib.sha256(data).digest()
+        hashed = dataclasses.replace(record, sha256=digest.hex())
+        if self.cache is None or hashed not in self.cache:
             decoded = self._preprocessor.decode(EncodedImage(str(record.image), data))
-            pixels = self._preprocessor.scale(decoded.image)
+            pixels = self._preprocessor.scale(decoded.image, record.category)
             self._notes += [f"{record.image}: {decoded.note}"] if decoded.note else []
             self._brightest = max(self._brightest, int(pixels.max()))
             if pixels.nbytes <= self._room:
                 self._room -= pixels.nbytes
-                self._waiting[digest.hexdigest()] = pixels
-        return digest.digest()
+                self._waiting[self._key(hashed)] = pixels
+        return digest
 
 
 @dataclasses.dataclass(frozen=True)

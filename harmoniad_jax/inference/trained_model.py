@@ -46,7 +46,7 @@ THE_RUNS_OWN = Question()
 
 
 class _Loaded(NamedTuple):
-    pixels: np.ndarray | None  # [S, S, 3] uint8; None: it could not be read
+    pixels: np.ndarray | None  # [H, W, 3] uint8; None: it could not be read
     size: tuple[int, int] = (0, 0)
     note: str = ""
     thumbnail: np.ndarray | None = None
@@ -169,28 +169,51 @@ class TrainedModel:
     def _stream(
         self, queries: Sequence[Query], question: Question
     ) -> Iterator[ImageResult | UserError]:
-        """Predicts batch by batch; the last one is filled up."""
-        size, empty = self._run.evaluation_batch_size, self._run.preprocessor.empty
+        """Predicts some images at a time, in as many batches as they have shapes.
+
+        With several shapes more are taken at a time: else most batches would be of one
+        image that is filled up.
+        """
         loaded = prefetched(
-            [query.image for query in queries],
-            lambda image: self._load(image, question.thumbnail_side),
+            queries,
+            lambda query: self._load(query, question.thumbnail_side),
             self.config.data.threads,
         )
+        shapes = len(self._run.preprocessor.all_shapes)
+        size = shapes * self._run.evaluation_batch_size
         pairs = zip(queries, loaded, strict=True)
         while chunk := list(itertools.islice(pairs, size)):
-            rows = [empty if one.pixels is None else one.pixels for _, one in chunk]
-            prediction = self._predictor.predict_batch(stacked(rows, empty, size))
-            maps, scores = prediction.anomaly_maps, prediction.image_scores
-            for row, (query, one) in enumerate(chunk):
-                if one.pixels is None:
+            predicted = self._predict([one.pixels for _, one in chunk])
+            for (query, one), found in zip(chunk, predicted, strict=True):
+                if found is None:
                     yield UserError(one.error)
                 else:
-                    score = float(scores[row])
-                    yield self._result(query, question, one, maps[row], score)
+                    yield self._result(query, question, one, *found)
 
-    def _load(self, image: np.ndarray | Path, thumbnail_side: int) -> _Loaded:
+    def _predict(
+        self, images: Sequence[np.ndarray | None]
+    ) -> list[tuple[np.ndarray, float] | None]:
+        """Anomaly map and score of each image [H, W, 3] uint8, in order; None of None."""
+        size = self._run.evaluation_batch_size
+        rows_of: dict[tuple[int, ...], list[int]] = {}
+        for row, pixels in enumerate(images):
+            if pixels is not None:
+                rows_of.setdefault(pixels.shape, []).append(row)
+        found: list[tuple[np.ndarray, float] | None] = len(images) * [None]
+        for shape, rows in rows_of.items():
+            empty = np.zeros(shape, np.uint8)
+            for start in range(0, len(rows), size):
+                some = rows[start : start + size]
+                batch = stacked([images[row] for row in some], empty, size)
+                prediction = self._predictor.predict_batch(batch)
+                for place, row in enumerate(some):
+                    score = float(prediction.image_scores[place])
+                    found[row] = (prediction.anomaly_maps[place], score)
+        return found
+
+    def _load(self, query: Query, thumbnail_side: int) -> _Loaded:
         """Decodes an image once, for the encoder and for the eye."""
-        preprocessor = self._run.preprocessor
+        preprocessor, image = self._run.preprocessor, query.image
         try:
             if isinstance(image, np.ndarray):
                 decoded = preprocessor.from_array(image)
@@ -199,7 +222,7 @@ class TrainedModel:
         except UserError as error:
             return _Loaded(None, error=str(error))
         image, note = decoded.image, decoded.note
-        pixels, size = preprocessor.scale(image), image.size
+        pixels, size = preprocessor.scale(image, query.category), image.size
         if not thumbnail_side:
             return _Loaded(pixels, size, note)
         image.thumbnail((thumbnail_side, thumbnail_side))

@@ -35,9 +35,10 @@ class Normality:
     pixel_levels: tuple[float, ...]
 
     @classmethod
-    def of(cls, maps: np.ndarray, scores: np.ndarray) -> "Normality":
-        """Measures good images: maps [N, S', S'] and scores [N], float32."""
-        levels = np.quantile(maps, 1.0 - PIXEL_SHARES)
+    def of(cls, maps: Sequence[np.ndarray], scores: np.ndarray) -> "Normality":
+        """Measures good images: N maps [H', W'] of any shapes and scores [N], float32."""
+        pixels = np.concatenate([np.ravel(one) for one in maps])
+        levels = np.quantile(pixels, 1.0 - PIXEL_SHARES, overwrite_input=True)
         return cls(tuple(np.sort(scores).tolist()), tuple(levels.tolist()))
 
     def threshold(self, false_positive_rate: float) -> float:
@@ -99,7 +100,7 @@ class Calibration:
         cls,
         settings: EvaluationConfig,
         categories: Sequence[str],
-        maps: np.ndarray,
+        maps: Sequence[np.ndarray],
         scores: np.ndarray,
         trained: Collection[str] = (),
     ) -> "Calibration":
@@ -108,16 +109,20 @@ class Calibration:
         Args:
           settings: that maps and scores were made with.
           categories: of each image.
-          maps: [N, S', S'] float32.
+          maps: of each image, [H', W'] float32.
           scores: [N] float32.
           trained: all categories of the run, whether images of them were held out or not.
         """
         names = np.array(categories)
+
+        def normality(rows: np.ndarray) -> Normality:
+            return Normality.of([maps[row] for row in rows], scores[rows])
+
         return cls(
             score_settings(settings),
-            Normality.of(maps, scores),
+            normality(np.arange(len(names))),
             {
-                name: Normality.of(maps[names == name], scores[names == name])
+                name: normality(np.flatnonzero(names == name))
                 for name in sorted(set(categories))
             },
             tuple(sorted(set(trained) - set(categories))),

@@ -10,12 +10,13 @@ import numpy as np
 
 from harmoniad_jax.data.batches import training_order
 from harmoniad_jax.data.records import Record
+from harmoniad_jax.data.shapes import Shape
 from harmoniad_jax.devices.mesh import replicate
 from harmoniad_jax.devices.processes import all_agree
 from harmoniad_jax.errors import UserError
+from harmoniad_jax.features.caches import FeatureCaches
 from harmoniad_jax.features.encode import image_reader, stored_features
 from harmoniad_jax.features.reading import ImageReader
-from harmoniad_jax.features.store import FeatureCache
 from harmoniad_jax.model.encoders.encoder import Features
 from harmoniad_jax.run.run import Run
 from harmoniad_jax.words import gigabytes
@@ -28,16 +29,19 @@ class TrainingData(NamedTuple):
 
     Attributes:
       order: endless, of records.
-      load: gives an image [S, S, 3] uint8, the arrays of `Features` by name, or a row of
-        `table`.
+      load: gives an image [H, W, 3] uint8, the arrays of `Features` by name, or [2] int32:
+        one of `tables` and a row of it.
       is_encoded: whether it gives features.
-      table: `Features` of all images, on every device; None: they are read as needed.
+      shapes: of the images, (height, width) in pixels.
+      tables: for each shape `Features` of all its images, on every device; None: they are
+        read as needed.
     """
 
     order: grain.MapDataset
     load: Callable[[Record], Any]
     is_encoded: bool
-    table: Features | None = None
+    shapes: Sequence[Shape]
+    tables: Sequence[Features] | None = None
 
 
 def training_data(
@@ -57,16 +61,32 @@ def training_data(
     if run.config.cache.enabled:
         reader = reader or image_reader(run)
         records = reader.hashed(records)
-        order = _order(run, records)
-        images = _visited(run, order, records)
-        cache = stored_features(run, encoder_params, reader, images)
+        order, shapes = _order(run, records), _shapes(run, records)
+        visited = _visited(run, order, records)
+        cache = stored_features(run, encoder_params, reader, visited)
         if cache is not None:
-            if _fits_on_device(run, cache.bytes_for(len(images))):
-                rows = {image: np.int32(row) for row, image in enumerate(images)}
-                table = _load_on_device(run, cache, list(images))
-                return TrainingData(order, lambda r: rows[r.sha256], True, table)
-            return TrainingData(order, lambda record: cache.read(record.sha256), True)
-    return TrainingData(_order(run, records), run.load_image, False)
+            if _fits_on_device(run, cache.bytes_for(visited)):
+                images = {cache.key(record): record for record in visited}
+                keys = [[key for key in images if key[0] == shape] for shape in shapes]
+                places = {
+                    key: np.array([table, row], np.int32)
+                    for table, found in enumerate(keys)
+                    for row, key in enumerate(found)
+                }
+                tables = [
+                    _load_on_device(run, cache, shape, [images[key] for key in found])
+                    for shape, found in zip(shapes, keys, strict=True)
+                ]
+                load = lambda record: places[cache.key(record)]  # noqa: E731
+                return TrainingData(order, load, True, shapes, tables)
+            return TrainingData(order, cache.read, True, shapes)
+    shapes = _shapes(run, records)
+    return TrainingData(_order(run, records), run.load_image, False, shapes)
+
+
+def _shapes(run: Run, records: Sequence[Record]) -> list[Shape]:
+    """The shapes of training images."""
+    return sorted({run.shape_of(record) for record in records})
 
 
 def _order(run: Run, records: Sequence[Record]) -> grain.MapDataset:
@@ -74,6 +94,8 @@ def _order(run: Run, records: Sequence[Record]) -> grain.MapDataset:
         records,
         seed=run.config.train.seed,
         class_balanced=run.config.data.class_balanced,
+        batch_size=run.config.train.batch_size,
+        shape_of=run.shape_of,
     )
     # grain counts batches as a float, and that of an endless order of batches of one image
     # overflows. Half of it is endless as well.
@@ -82,11 +104,13 @@ def _order(run: Run, records: Sequence[Record]) -> grain.MapDataset:
 
 def _visited(
     run: Run, order: grain.MapDataset, records: Sequence[Record]
-) -> dict[str, Record]:
-    """The images that the run reads, by hash: not all, if it is shorter than an epoch."""
+) -> Sequence[Record]:
+    """The images that the run reads: not all, if it is shorter than an epoch."""
     reads = run.config.train.num_steps * run.config.train.batch_size
-    visited = records if reads >= len(records) else [order[i] for i in range(reads)]
-    return {record.sha256: record for record in visited}
+    # With several shapes an epoch of each of them ends at another step: some images may
+    # wait for longer than as many reads as there are images.
+    everything = reads >= len(records)
+    return records if everything else [order[i] for i in range(reads)]
 
 
 def _fits_on_device(run: Run, size: int) -> bool:
@@ -108,10 +132,12 @@ def _fits_on_device(run: Run, size: int) -> bool:
     return all_agree(fits)
 
 
-def _load_on_device(run: Run, cache: FeatureCache, images: Sequence[str]) -> Features:
+def _load_on_device(
+    run: Run, cache: FeatureCaches, shape: Shape, images: Sequence[Record]
+) -> Features:
     """`Features` of N images in the cache's dtype, in their order, on every device."""
-    logger.info("loading %s to every device", gigabytes(cache.bytes_for(len(images))))
-    shapes = run.encoder.feature_shapes(len(images))
+    logger.info("loading %s to every device", gigabytes(cache.bytes_for(images)))
+    shapes = run.encoder.feature_shapes(len(images), shape)
     table = jax.tree.map(lambda s: np.empty(s.shape, run.config.cache.dtype), shapes)
     for row, image in enumerate(images):
         for name, values in cache.read(image).items():

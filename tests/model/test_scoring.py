@@ -97,7 +97,7 @@ def test_standardised_training_maps_have_mean_zero_and_deviation_one():
     """In every group."""
     scale = np.float32([0.2, 5.0])[:, None, None]
     maps = {"fused": 3 + scale * normal(4, 2, 8, 8)}
-    statistics = measure_statistics(maps)
+    statistics = measure_statistics([maps])
     got = np.asarray(standardise(maps, statistics)["fused"])
     np.testing.assert_allclose(got.mean(axis=(0, 2, 3)), 0, atol=1e-5)
     np.testing.assert_allclose(got.std(axis=(0, 2, 3)), 1, rtol=1e-5)
@@ -129,7 +129,7 @@ def test_upsample_equals_resize_and_gaussian_filter(grid, side, sigma):
             for each in np.asarray(expected, np.float64)
         ]
         expected = np.stack(filtered)
-    got = upsample(maps, side, sigma)
+    got = upsample(maps, (side, side), sigma)
     assert got.dtype == jnp.float32
     np.testing.assert_allclose(got, expected, atol=2e-5)
 
@@ -137,14 +137,14 @@ def test_upsample_equals_resize_and_gaussian_filter(grid, side, sigma):
 @pytest.mark.parametrize("sigma", [0, 4.0])
 def test_constant_maps_stay_constant(sigma):
     maps = np.full((1, 5, 5), -2.5, np.float32)
-    np.testing.assert_allclose(upsample(maps, 32, sigma), -2.5, rtol=1e-5)
+    np.testing.assert_allclose(upsample(maps, (32, 32), sigma), -2.5, rtol=1e-5)
 
 
 def test_symmetric_maps_stay_symmetric():
     maps = normal(1, 5, 5)
     maps = maps + maps[:, ::-1] + maps[:, :, ::-1] + maps[:, ::-1, ::-1]
     maps += maps.transpose(0, 2, 1)
-    fine = upsample(maps, 17, 2.0)
+    fine = upsample(maps, (17, 17), 2.0)
     for mirrored in (fine[:, ::-1], fine[:, :, ::-1], fine.transpose(0, 2, 1)):
         np.testing.assert_allclose(fine, mirrored, atol=1e-5)
 
@@ -152,7 +152,7 @@ def test_symmetric_maps_stay_symmetric():
 def test_upsample_keeps_places():
     maps = np.zeros((1, 4, 4), np.float32)
     maps[0, 1, 3] = 1.0
-    fine = np.asarray(upsample(maps, 40, 2.0))[0]
+    fine = np.asarray(upsample(maps, (40, 40), 2.0))[0]
     row, column = np.unravel_index(fine.argmax(), fine.shape)
     assert 10 <= row < 20 and 30 <= column < 40
 
