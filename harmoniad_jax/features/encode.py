@@ -196,7 +196,7 @@ def _open_cache(run: Run) -> FeatureCaches:
 
 
 def _open_cache_of(run: Run, shape: Shape) -> FeatureCache:
-    """That of images of one shape; the shapes of others do not decide about theirs."""
+    """That of images of one shape. The shapes of others decide nothing about theirs."""
     folder = run.config.cache.folder
     features = run.encoder.feature_shapes(1, shape)._asdict()
     settings = flatten(run.config.to_dict())
@@ -206,7 +206,8 @@ def _open_cache_of(run: Run, shape: Shape) -> FeatureCache:
             "architecture": run.encoder.description.hf_config.to_dict(),
             "weights": run.encoder.weight_hash,
             "settings": {path: settings[path] for path in touching(Config, FEATURES)},
-            "preprocessor": run.preprocessor.to_json() | {"shapes": list(shape)},
+            "preprocessor": {**run.preprocessor.to_json(), "shapes": None},
+            "shape": list(shape),
             "image_mean": run.encoder.image_mean,
             "image_std": run.encoder.image_std,
             "matmul_precision": str(jax.config.jax_default_matmul_precision),

@@ -61,27 +61,36 @@ def training_data(
     if run.config.cache.enabled:
         reader = reader or image_reader(run)
         records = reader.hashed(records)
-        order, shapes = _order(run, records), _shapes(run, records)
+    order, shapes = _order(run, records), _shapes(run, records)
+    if run.config.cache.enabled:
         visited = _visited(run, order, records)
         cache = stored_features(run, encoder_params, reader, visited)
+        if cache is not None and _fits_on_device(run, cache.bytes_for(visited)):
+            return _on_device(run, cache, order, shapes, visited)
         if cache is not None:
-            if _fits_on_device(run, cache.bytes_for(visited)):
-                images = {cache.key(record): record for record in visited}
-                keys = [[key for key in images if key[0] == shape] for shape in shapes]
-                places = {
-                    key: np.array([table, row], np.int32)
-                    for table, found in enumerate(keys)
-                    for row, key in enumerate(found)
-                }
-                tables = [
-                    _load_on_device(run, cache, shape, [images[key] for key in found])
-                    for shape, found in zip(shapes, keys, strict=True)
-                ]
-                load = lambda record: places[cache.key(record)]  # noqa: E731
-                return TrainingData(order, load, True, shapes, tables)
             return TrainingData(order, cache.read, True, shapes)
-    shapes = _shapes(run, records)
-    return TrainingData(_order(run, records), run.load_image, False, shapes)
+    return TrainingData(order, run.load_image, False, shapes)
+
+
+def _on_device(
+    run: Run,
+    cache: FeatureCaches,
+    order: grain.MapDataset,
+    shapes: Sequence[Shape],
+    records: Sequence[Record],
+) -> TrainingData:
+    """Training from tables of the features of these records, a table for each shape."""
+    images = {cache.key(record): record for record in records}
+    places, tables = {}, []
+    for shape in shapes:
+        keys = [key for key in images if key[0] == shape]
+        places |= {
+            key: np.array([len(tables), row], np.int32) for row, key in enumerate(keys)
+        }
+        tables.append(_load_on_device(run, cache, shape, [images[key] for key in keys]))
+    return TrainingData(
+        order, lambda record: places[cache.key(record)], True, shapes, tables
+    )
 
 
 def _shapes(run: Run, records: Sequence[Record]) -> list[Shape]:
@@ -107,10 +116,7 @@ def _visited(
 ) -> Sequence[Record]:
     """The images that the run reads: not all, if it is shorter than an epoch."""
     reads = run.config.train.num_steps * run.config.train.batch_size
-    # With several shapes an epoch of each of them ends at another step: some images may
-    # wait for longer than as many reads as there are images.
-    everything = reads >= len(records)
-    return records if everything else [order[i] for i in range(reads)]
+    return records if reads >= len(records) else [order[i] for i in range(reads)]
 
 
 def _fits_on_device(run: Run, size: int) -> bool:
@@ -137,7 +143,8 @@ def _load_on_device(
 ) -> Features:
     """`Features` of N images in the cache's dtype, in their order, on every device."""
     logger.info("loading %s to every device", gigabytes(cache.bytes_for(images)))
-    shapes = run.encoder.feature_shapes(len(images), shape)
+    # A run that is shorter than an epoch may visit no image of a shape.
+    shapes = run.encoder.feature_shapes(max(len(images), 1), shape)
     table = jax.tree.map(lambda s: np.empty(s.shape, run.config.cache.dtype), shapes)
     for row, image in enumerate(images):
         for name, values in cache.read(image).items():

@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from harmoniad_jax.config import Config
 from harmoniad_jax.data.batches import training_batches, training_order
 from harmoniad_jax.data.preprocess import Preprocessor, measure_preprocessor, scale_to
 from harmoniad_jax.data.records import EncodedImage, Record
 from harmoniad_jax.data.shapes import MOST_ASPECT, input_shape, nearest_shape
+from harmoniad_jax.run.stored import parse_stored
 
 PATCH = 14
 SIDE = 16 * PATCH
@@ -122,6 +124,12 @@ def test_shapes_are_stored(preprocessor):
     # A run of an earlier version squashes.
     del stored["shapes"]
     assert Preprocessor.from_json(stored) == Preprocessor(SIDE)
+
+
+def test_a_run_of_an_earlier_version_squashes():
+    values = Config().to_dict()
+    del values["data"]["fit"]
+    assert parse_stored(values).data.fit == "squash"
 
 
 def test_an_unknown_product_has_the_nearest_shape_of_training(preprocessor):

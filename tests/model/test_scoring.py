@@ -12,6 +12,7 @@ from harmoniad_jax.model.scoring import (
     fuse,
     group_mean,
     image_scores,
+    map_shape,
     standardise,
     upsample,
     upsampling_matrix,
@@ -119,19 +120,36 @@ def test_upsampling_to_the_same_size_is_the_identity():
 
 
 @pytest.mark.parametrize("sigma", [0, 1.5, 4.0])
-@pytest.mark.parametrize(("grid", "side"), [((4, 4), 32), ((5, 7), 24), ((9, 6), 5)])
-def test_upsample_equals_resize_and_gaussian_filter(grid, side, sigma):
+@pytest.mark.parametrize(
+    ("grid", "shape"), [((4, 4), (32, 32)), ((5, 7), (24, 31)), ((9, 6), (5, 4))]
+)
+def test_upsample_equals_resize_and_gaussian_filter(grid, shape, sigma):
     maps = normal(2, *grid)
-    expected = jax.image.resize(maps, (2, side, side), "linear", antialias=False)
+    expected = jax.image.resize(maps, (2, *shape), "linear", antialias=False)
     if sigma:
         filtered = [
             scipy.ndimage.gaussian_filter(each, sigma, mode="reflect")
             for each in np.asarray(expected, np.float64)
         ]
         expected = np.stack(filtered)
-    got = upsample(maps, (side, side), sigma)
+    got = upsample(maps, shape, sigma)
     assert got.dtype == jnp.float32
     np.testing.assert_allclose(got, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("side", [1, 32, 256])
+def test_maps_of_a_square_grid_are_square(side):
+    assert map_shape((16, 16), side) == map_shape((5, 5), side) == (side, side)
+
+
+@pytest.mark.parametrize("grid", [(10, 25), (25, 10), (11, 23), (6, 45), (17, 15)])
+def test_a_patch_has_as_many_cells_along_both_axes_in_any_grid(grid):
+    """So a Gaussian of some cells is as wide in patches as on a square."""
+    shape = map_shape(grid, 256)
+    assert shape == map_shape(grid[::-1], 256)[::-1]
+    cells = np.array(shape) / grid
+    np.testing.assert_allclose(cells, 256 / np.sqrt(np.prod(grid)), rtol=0.01)
+    np.testing.assert_allclose(np.prod(shape), 256**2, rtol=0.01)
 
 
 @pytest.mark.parametrize("sigma", [0, 4.0])
