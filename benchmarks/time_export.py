@@ -75,7 +75,7 @@ RUNTIMES = {"JAX": jax_model, "ONNX Runtime": onnx_model, "OpenVINO": openvino_m
 def measure(runtime: str, path: str, images: int) -> None:
     """Runs in a process of its own; prints its figures as JSON."""
     preprocessor, scores = RUNTIMES[runtime](path)
-    shape = preprocessor.empty.shape
+    shape = (*preprocessor.all_shapes[0], 3)
     random = np.random.default_rng(0)
     first = random.integers(0, 256, (1, *shape), np.uint8)
     scores(first)

@@ -76,6 +76,12 @@ class DataConfig:
     # Side S of the encoder's square input in pixels, a multiple of its patch. 0: the side
     # CLIP was trained at, or 16 patches for DINOv2.
     image_side: int = setting(0, touches=FEATURES)
+    # How images that are not square become the encoder's input. "squash": to the square.
+    # "aspect": each category to a shape of its own, of about as many patches as the square
+    # and near the median aspect of its training images. For long or flat products.
+    fit: str = setting(
+        "squash", choices=("squash", "aspect"), touches=FEATURES, older="squash"
+    )
     # What is white in images deeper than 8 bits, such as 4095 for a 12-bit camera. 0: what
     # a file states, else what is measured once on the training images.
     white_level: float = setting(0.0, at_least=0, touches=FEATURES)

@@ -48,7 +48,7 @@ class Description:
     licence: str
 
     def to_json(self) -> dict[str, Any]:
-        height, width = self.preprocessor.empty.shape[:2]
+        height, width = self.preprocessor.all_shapes[0]
         calibration = self.calibration
         categories = [*calibration.per_category, *calibration.others] if calibration else []
         return {

@@ -83,7 +83,7 @@ class ExportedModel(ImageModel):
         """
         inputs = {value.name: value for value in self._session.get_inputs()}
         outputs = {value.name for value in self._session.get_outputs()}
-        wanted = list(self.description.preprocessor.empty.shape)
+        wanted = [*self.description.preprocessor.all_shapes[0], 3]
         found = inputs[INPUT].shape[1:] if INPUT in inputs else None
         if found != wanted or not {MAPS, SCORES} <= outputs:
             raise UserError(

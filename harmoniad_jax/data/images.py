@@ -49,21 +49,22 @@ def read_image(file: ImageFile) -> np.ndarray:
     return np.asarray(decode(file).image.convert("RGB"))
 
 
-def read_size(path: Path) -> tuple[int, int]:
+def read_size(file: ImageFile) -> tuple[int, int]:
     """(width, height) in pixels, upright, from the file's header alone.
 
     Raises:
       UserError: the file is missing or no image.
     """
-    if is_heif(path.name):
+    if is_heif(file.name):
         register_heif()
     try:
-        with Image.open(path) as image:
+        source = file if isinstance(file, Path) else io.BytesIO(file.read_bytes())
+        with Image.open(source) as image:
             width, height = image.size
             # The base class's method: that of PNG files decodes the whole image.
             orientation = Image.Image.getexif(image).get(EXIF_ORIENTATION)
     except Exception as error:  # see `_reporting`
-        raise UserError(f"{path} cannot be read as an image ({error})") from None
+        raise UserError(f"{file} cannot be read as an image ({error})") from None
     return (height, width) if orientation in EXIF_ON_ITS_SIDE else (width, height)
 
 
@@ -181,6 +182,18 @@ def decoded_size(file: ImageFile) -> tuple[int, int]:
     found = opened.image
     size = found.values.shape[1::-1] if isinstance(found, RawImage) else found.size
     return opened.whole or size
+
+
+def image_size(file: ImageFile) -> tuple[int, int]:
+    """(width, height) in pixels, upright: from the header, or where that fails decoded.
+
+    Raises:
+      UserError: the file is missing, truncated or no image.
+    """
+    try:
+        return read_size(file)
+    except UserError:
+        return decoded_size(file)
 
 
 def is_deep(file: ImageFile) -> bool:

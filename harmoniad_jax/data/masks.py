@@ -13,42 +13,42 @@ EIGHT_CONNECTED = np.ones((3, 3), int)
 
 
 def read_masks(
-    records: Sequence[Record], side: int, rule: str
+    records: Sequence[Record], shape: tuple[int, int], rule: str
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Masks of test images on the evaluation grid.
 
     Args:
       records: N test images.
-      side: S' of the grid.
+      shape: (H', W') of the grid.
       rule: see `resize_mask`.
 
     Returns:
-      masks [N, S', S'] bool; known [N] bool, False where a defective image has no mask
+      masks [N, H', W'] bool; known [N] bool, False where a defective image has no mask
       or an empty one; and how many defects only their largest cell kept alive.
     """
-    masks = np.zeros((len(records), side, side), bool)
+    masks = np.zeros((len(records), *shape), bool)
     known = np.ones(len(records), bool)
     rescued = 0
     for row, record in enumerate(records):
         if record.mask is not None:
-            masks[row], lost = resize_mask(read_mask(record.mask), side, rule)
+            masks[row], lost = resize_mask(read_mask(record.mask), shape, rule)
             rescued += lost
         known[row] = not record.is_anomalous or masks[row].any()
     return masks, known, rescued
 
 
 def read_regions(
-    records: Sequence[Record], side: int, rule: str
+    records: Sequence[Record], shape: tuple[int, int], rule: str
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """The masks that are kept apart, on the evaluation grid.
 
     Args:
       records: N test images.
-      side: S' of the grid.
+      shape: (H', W') of the grid.
       rule: see `resize_mask`.
 
     Returns:
-      For each image its masks [K, S', S'] bool, which may overlap, none of them empty; and
+      For each image its masks [K, H', W'] bool, which may overlap, none of them empty; and
       [K] float64 cells: when so many of a mask are found, its defect is.
 
     Raises:
@@ -57,7 +57,7 @@ def read_regions(
     regions, saturations = [], []
     for record in records:
         count = len(record.saturations)
-        masks = np.zeros((0, side, side), bool)
+        masks = np.zeros((0, *shape), bool)
         if record.masks is not None:
             stacked = read_mask(record.masks)
             if len(stacked) % count:
@@ -66,30 +66,33 @@ def read_regions(
                     "again with python -m tfds_builders.prepare NAME --overwrite."
                 )
             parts = np.split(stacked, count)
-            masks = np.stack([resize_mask(part, side, rule)[0] for part in parts])
+            masks = np.stack([resize_mask(part, shape, rule)[0] for part in parts])
         # What marks nothing cannot be found.
         marks = masks.any(axis=(1, 2))
         regions.append(masks[marks])
-        saturations.append(np.array(record.saturations, float)[marks] * side**2)
+        cells = shape[0] * shape[1]
+        saturations.append(np.array(record.saturations, float)[marks] * cells)
     return regions, saturations
 
 
-def resize_mask(mask: np.ndarray, side: int, rule: str = "half") -> tuple[np.ndarray, int]:
+def resize_mask(
+    mask: np.ndarray, shape: tuple[int, int], rule: str = "half"
+) -> tuple[np.ndarray, int]:
     """Scales a mask to the evaluation grid by area.
 
     Args:
       mask: [H0, W0] bool.
-      side: side of the grid.
+      shape: (H', W') of the grid.
       rule: "half": a cell is defective where at least half of it is; "any": where any
         of it is, which grows every defect (only to compare with older tables).
 
     Returns:
-      [side, side] bool, and the number of 8-connected defects that the rule would have
+      [H', W'] bool, and the number of 8-connected defects that the rule would have
       lost; of each of these, the cell that it covers most is kept.
     """
     if not mask.any():
-        return np.zeros((side, side), bool), 0
-    vertical, horizontal = (averaging_matrix(length, side) for length in mask.shape)
+        return np.zeros(shape, bool), 0
+    vertical, horizontal = map(averaging_matrix, mask.shape, shape)
     cover = vertical @ mask.astype(np.float32) @ horizontal.T
     # Sums of products round: a millionth decides neither half nor any.
     cells = cover > 1e-6 if rule == "any" else cover >= 0.5 - 1e-6

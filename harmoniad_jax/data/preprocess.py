@@ -23,6 +23,7 @@ from harmoniad_jax.data.levels import (
     warn_of_dark_images,
 )
 from harmoniad_jax.data.records import ImageFile, Record
+from harmoniad_jax.data.shapes import Shape, measure_shapes, nearest_shape
 from harmoniad_jax.errors import UserError
 
 # Images, evenly taken, that the white level of a run is measured on.
@@ -36,23 +37,60 @@ class Preprocessor:
     Bicubic with antialiasing. What decides about features is stored with the run and
     enters the key of the feature cache.
 
+    The input is a square, or with `shapes` of each category's own shape. An image of a
+    product that is not known gets the nearest of these shapes. So if it is of a product of
+    training after all, it most likely gets the right one, and no other is ever compiled.
+
     Attributes:
-      side: S, of the square input in pixels.
+      side: S, of a square input in pixels.
       levels: black and white in images deeper than 8 bits.
+      shapes: the shape (height, width) in pixels of each category's input; empty: a square
+        for all.
       max_megapixels: a larger image is refused. It decides about nothing.
     """
 
     side: int
     levels: Levels = dataclasses.field(default_factory=Levels)
+    shapes: Mapping[str, Shape] = dataclasses.field(default_factory=dict)
     max_megapixels: float = dataclasses.field(default=MAX_MEGAPIXELS, compare=False)
 
-    def load(self, file: ImageFile) -> np.ndarray:
-        """An image file as the encoder sees it, [S, S, 3] uint8.
+    def shape_of(self, category: str | None, size: tuple[int, int] | None = None) -> Shape:
+        """The shape of an image's input, (height, width) in pixels.
+
+        Args:
+          category: product class; None, or one that the run was not trained on: the
+            shape that is nearest to the image's own.
+          size: (width, height) of the image; None: as if it were square.
+        """
+        if not self.shapes:
+            return self.side, self.side
+        known = self.shapes.get(category) if category is not None else None
+        width, height = size or (1, 1)
+        return known or nearest_shape(width / height, self.shapes.values())
+
+    @property
+    def all_shapes(self) -> tuple[Shape, ...]:
+        """Every shape that an input may have, each once, in order."""
+        return tuple(sorted(set(self.shapes.values()))) or ((self.side, self.side),)
+
+    def by_shape(self, categories: Sequence[str | None]) -> dict[Shape, list[int]]:
+        """Rows of equal shape, by their shape: what can be in one batch.
+
+        Args:
+          categories: of each row.
+        """
+        rows: dict[Shape, list[int]] = {}
+        for row, category in enumerate(categories):
+            rows.setdefault(self.shape_of(category), []).append(row)
+        return {shape: rows[shape] for shape in sorted(rows)}
+
+    def load(self, file: ImageFile, category: str | None = None) -> np.ndarray:
+        """An image file as the encoder sees it, [H, W, 3] uint8; see `shape_of`.
 
         Raises:
           UserError: the file is missing, truncated or no image.
         """
-        return self.scale(self.decode(file).image)
+        return self.scale(self.decode(file).image, category)
 
     def decode(self, file: ImageFile) -> Decoded:
         """An image file as 8 bits, of its own size.
@@ -76,38 +114,55 @@ class Preprocessor:
         values, clipped = self.levels.to_eight_bits(RawImage("the array", image))
         return Decoded(Image.fromarray(values), clipped)
 
-    def scale(self, image: Image.Image) -> np.ndarray:
-        """[S, S, 3] uint8 of a decoded image of mode L or RGB."""
-        scaled = image.resize((self.side, self.side), Image.Resampling.BICUBIC)
-        return np.asarray(scaled.convert("RGB"))
-
-    @property
-    def empty(self) -> np.ndarray:
-        """Zeros in the place of an image, [S, S, 3] uint8."""
-        return np.zeros((self.side, self.side, 3), np.uint8)
+    def scale(self, image: Image.Image, category: str | None = None) -> np.ndarray:
+        """[H, W, 3] uint8 of a decoded image of mode L or RGB; see `shape_of`."""
+        return scale_to(image, self.shape_of(category, image.size))
 
     def to_json(self) -> dict[str, Any]:
-        return {"side": self.side, "levels": dataclasses.asdict(self.levels)}
+        return {
+            "side": self.side,
+            "levels": dataclasses.asdict(self.levels),
+            "shapes": {name: list(shape) for name, shape in self.shapes.items()},
+        }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Preprocessor":
-        return cls(values["side"], levels_from_json(values.get("levels")))
+        shapes = values.get("shapes", {})
+        return cls(
+            values["side"],
+            levels_from_json(values.get("levels")),
+            {name: (height, width) for name, (height, width) in shapes.items()},
+        )
+
+
+def scale_to(image: Image.Image, shape: Shape) -> np.ndarray:
+    """[H, W, 3] uint8 of a decoded image of mode L or RGB, for the shape (H, W)."""
+    scaled = image.resize(shape[::-1], Image.Resampling.BICUBIC)
+    return np.asarray(scaled.convert("RGB"))
+
+
+def empty_input(shape: Shape) -> np.ndarray:
+    """Zeros in the place of an image, [H, W, 3] uint8, for the shape (H, W)."""
+    return np.zeros((*shape, 3), np.uint8)
 
 
 def measure_preprocessor(
     records: Sequence[Record],
     *,
     side: int,
+    patch: int | None = None,
     white_level: float = 0.0,
     max_megapixels: float = MAX_MEGAPIXELS,
 ) -> Preprocessor:
-    """The preprocessor of a new run: white is measured on its training images.
+    """The preprocessor of a new run: white and shapes are measured on training images.
 
-    Images of 8 bits are recognised by their headers, and nothing is measured on them.
+    Images of 8 bits are recognised by their headers, and no white is measured on them.
 
     Args:
       records: training images.
       side: S in pixels.
+      patch: side of a patch in pixels, of which the inputs of each category keep the aspect
+        of its images; None: all are squashed to a square.
       white_level: white of all images deeper than 8 bits, as the user set it; 0: it was
         not set.
       max_megapixels: see `Preprocessor`.
@@ -130,4 +185,5 @@ def measure_preprocessor(
             deep.append(found)
     levels = Levels(fixed=white_level) if white_level else measured_levels(deep)
     warn_of_dark_images(deep, levels)
-    return Preprocessor(side, levels, max_megapixels)
+    shapes = {} if patch is None else measure_shapes(records, side, patch)
+    return Preprocessor(side, levels, shapes, max_megapixels)

@@ -1,8 +1,7 @@
 """What the report shows of a category, from what evaluation has in hand."""
 
-import dataclasses
-
 from harmoniad_jax.data.masks import read_masks
+from harmoniad_jax.data.preprocess import scale_to
 from harmoniad_jax.evaluation.measure import Maps, Measured
 from harmoniad_jax.inference.predictor import Predictor
 from harmoniad_jax.metrics import precision_recall_curve, roc_curve
@@ -57,26 +56,29 @@ def _samples(
     chosen = choose_samples(measured.scores, measured.labels, threshold)
     rows = [row for row, _ in chosen]
     run = predictor.trained.run
-    side, rule = run.config.evaluation.map_side, run.config.evaluation.mask_rule
+    rule = run.config.evaluation.mask_rule
     if maps is None:
         shown = [measured.records[row] for row in rows]
         prediction = predictor(shown, "images for the report")
-        maps, rows = Maps(prediction, *read_masks(shown, side, rule)[:2]), range(len(shown))
-    # As the encoder sees it, but as large as the maps: of few images only.
-    preprocessor = dataclasses.replace(run.preprocessor, side=side)
+        shape = prediction.anomaly_maps.shape[1:]
+        masks, known, _ = read_masks(shown, shape, rule)
+        maps, rows = Maps(prediction, masks, known), range(len(shown))
     samples = []
     for row, (index, kind) in zip(rows, chosen, strict=True):
         record = measured.records[index]
         branches = maps.prediction.distance_maps
+        anomaly_map = maps.prediction.anomaly_maps[row]
+        # As the encoder sees it, but as large as the maps: of few images only.
+        image = run.preprocessor.decode(record.image).image
         samples.append(
             Sample(
                 path=record.key,
                 defect=record.defect,
                 kind=kind,
                 score=float(measured.scores[index]),
-                image=preprocessor.load(record.image),
+                image=scale_to(image, anomaly_map.shape),
                 mask=maps.masks[row] if maps.known[row] else None,
-                anomaly_map=maps.prediction.anomaly_maps[row],
+                anomaly_map=anomaly_map,
                 branch_maps={n: branches[n][row] for n in BRANCHES if n in branches},
             )
         )

@@ -25,7 +25,7 @@ class Maps(NamedTuple):
 
     Attributes:
       prediction: of the images.
-      masks: [N, S', S'] bool.
+      masks: [N, H', W'] bool.
       known: [N] bool, False where a defective image has no mask.
     """
 
@@ -92,8 +92,8 @@ def measure(
         )
         return measured, None
     prediction = predictor(records, category)
-    masks, known, rescued = read_masks(records, settings.map_side, settings.mask_rule)
     maps, scores = prediction.anomaly_maps, prediction.image_scores
+    masks, known, rescued = read_masks(records, maps.shape[1:], settings.mask_rule)
     limit, decisions = settings.fpr_limit, None
     if pixel_threshold is not None:
         pixels = PixelDecisions(pixel_threshold)
@@ -130,9 +130,10 @@ def _measure_in_a_stream(
     pixels = None if pixel_threshold is None else PixelDecisions(pixel_threshold)
     scores, shares, lost, rescued = [], [], 0, 0
     for some, prediction in predictor.batches(records, category):
-        masks, known, saved = read_masks(some, settings.map_side, settings.mask_rule)
+        maps = prediction.anomaly_maps
+        masks, known, saved = read_masks(some, maps.shape[1:], settings.mask_rule)
         streaming.update(
-            prediction.anomaly_maps,
+            maps,
             masks,
             prediction.image_scores,
             np.array([record.is_anomalous for record in some]),
@@ -161,7 +162,7 @@ def _measure_in_a_stream(
 
 
 def _shares(masks: np.ndarray) -> np.ndarray:
-    """[N, S', S'] bool -> the share of the image that each mask marks; no empty masks."""
+    """[N, H', W'] bool -> the share of the image that each mask marks; no empty masks."""
     shares = masks.mean(axis=(1, 2))
     return shares[shares > 0]
 

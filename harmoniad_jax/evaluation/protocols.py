@@ -39,7 +39,7 @@ def kinds_of(
     """
     if not any(record.masks for record in records):
         return {}
-    regions, saturations = read_regions(records, settings.map_side, settings.mask_rule)
+    regions, saturations = read_regions(records, anomaly_maps.shape[1:], settings.mask_rule)
     defects = np.array([record.defect for record in records])
     known = np.array([len(masks) > 0 for masks in regions]) | (defects == GOOD)
     kinds = {}

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from harmoniad_jax.errors import UserError
 from harmoniad_jax.inference.trained import Trained
 from harmoniad_jax.steps.step import Steps
 
@@ -40,8 +41,19 @@ def exported_program(trained: Trained) -> Program:
 
 
 def input_shape(trained: Trained) -> tuple[int, int]:
-    """(height, width) in pixels of the images that the program takes."""
-    return trained.run.preprocessor.empty.shape[:2]
+    """(height, width) in pixels of the images that the program takes.
+
+    Raises:
+      UserError: the run has images of several shapes.
+    """
+    shape, *others = trained.run.preprocessor.all_shapes
+    if others:
+        raise UserError(
+            f"the products of this run have inputs of {1 + len(others)} shapes, and a file "
+            "holds one. Train products of one shape in a run of their own, or all with "
+            "--config.data.fit=squash."
+        )
+    return shape
 
 
 def _portable(steps: Steps) -> Steps:

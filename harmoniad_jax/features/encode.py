@@ -4,7 +4,7 @@ import hashlib
 import importlib.metadata
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,13 @@ from harmoniad_jax.config import Config
 from harmoniad_jax.data import deep, levels, preprocess
 from harmoniad_jax.data import images as image_files
 from harmoniad_jax.data.batches import Loader, evaluation_batches
+from harmoniad_jax.data.preprocess import empty_input
 from harmoniad_jax.data.records import Record
+from harmoniad_jax.data.shapes import Shape
 from harmoniad_jax.devices.mesh import make_mesh, replicate, shard_batch
 from harmoniad_jax.devices.processes import is_main, main_first, my_share, together
 from harmoniad_jax.errors import UserError
+from harmoniad_jax.features.caches import FeatureCaches
 from harmoniad_jax.features.reading import ImageReader
 from harmoniad_jax.features.store import FeatureCache
 from harmoniad_jax.fields import FEATURES, flatten, touching
@@ -47,8 +50,8 @@ PROGRAM = (
 )
 LIBRARIES = ("flax", "imagecodecs", "jax", "pillow", "tifffile", "transformers")
 
-# From records and a title for the progress bar to batches, in order, of what the steps of
-# evaluation take, each with the rows of it that are real.
+# From records of one shape and a title for the progress bar to batches, in order, of what
+# the steps of evaluation take, each with the rows of it that are real.
 Inputs = Callable[
     [Sequence[Record], str], Iterator[tuple[jax.Array | Features, np.ndarray]]
 ]
@@ -56,8 +59,8 @@ Inputs = Callable[
 
 def image_inputs(run: Run) -> Inputs:
     """Images, read whenever they are asked for."""
-    load, empty = run.load_image, run.preprocessor.empty
-    return lambda records, title: _batches(run, records, title, run.mesh, load, empty)
+    load = run.load_image
+    return lambda records, title: _batches(run, records, title, run.mesh, load, empty_input)
 
 
 def image_reader(run: Run) -> ImageReader:
@@ -99,11 +102,9 @@ def evaluation_inputs(
     try:
         reader = reader or image_reader(run)
         known = dict(zip(wanted, reader.hashed(wanted), strict=True))
-        images = {record.sha256: record for record in known.values()}
         # Those of training stay for the next run.
-        trained = reader.hashed(dataset.train) if settings.enabled else []
-        extra = {record.sha256 for record in trained}
-        cache = stored_features(run, encoder_params, reader, images, extra)
+        extra = reader.hashed(dataset.train) if settings.enabled else []
+        cache = stored_features(run, encoder_params, reader, list(known.values()), extra)
     except UserError as error:
         logger.warning("%s Evaluation goes on without stored features.", error)
         cache = None
@@ -111,7 +112,7 @@ def evaluation_inputs(
         return image_inputs(run)
 
     def read(record: Record) -> dict[str, np.ndarray]:
-        return cache.read(known[record].sha256)
+        return cache.read(known[record])
 
     def inputs(
         records: Sequence[Record], title: str
@@ -131,17 +132,17 @@ def stored_features(
     run: Run,
     encoder_params: Any,
     reader: ImageReader,
-    images: Mapping[str, Record],
-    extra: Collection[str] = (),
-) -> FeatureCache | None:
+    records: Sequence[Record],
+    extra: Sequence[Record] = (),
+) -> FeatureCaches | None:
     """The cache, after it was given the features of images that it does not hold yet.
 
     Args:
       run: the parts of the run.
       encoder_params: the encoder's weights on all devices.
       reader: of the images, with the cache.
-      images: by the SHA-256 of each.
-      extra: SHA-256 of more images, whose features are to stay if they are stored.
+      records: hashed; copies may be among them.
+      extra: more of them, whose features are to stay if they are stored.
 
     Returns:
       None if there is no cache, or they do not fit into `config.cache.max_gigabytes`.
@@ -152,55 +153,66 @@ def stored_features(
     cache, settings = reader.cache, run.config.cache
     if cache is None:
         return None
-    count, limit = len({*images, *extra}), int(settings.max_gigabytes * 1e9)
-    size = cache.bytes_for(count)
+    images = {cache.key(record): record for record in records}
+    everything = {cache.key(record): record for record in extra} | images
+    limit = int(settings.max_gigabytes * 1e9)
+    size = cache.bytes_for(everything.values())
     if size > limit:
         logger.warning(
             "features of %d images take %s, more than config.cache.max_gigabytes=%g "
             "allows: going on without the cache, which encodes images whenever they are "
             "read",
-            count,
+            len(everything),
             gigabytes(size),
             settings.max_gigabytes,
         )
         return None
-    kept = {*images, *(image for image in extra if image in cache)}
+    kept = [*images.values(), *(record for record in extra if record in cache)]
     # The folder may be one that all processes share, or each may have its own.
     main_first(lambda: cache.make_room(kept, limit))
-    missing = sum(image not in cache for image in images)
+    missing = len(_missing(cache, images.values()))
     logger.info(
         "features of %d images, %s in %s; %d are to be encoded",
         len(images),
-        gigabytes(cache.bytes_for(len(images))),
-        cache.folder,
+        gigabytes(cache.bytes_for(images.values())),
+        cache.place,
         missing,
     )
     processes = jax.process_count()
     # By place in the whole list, so that processes agree, whatever each of them found.
-    share = my_share(list(images))
-    together(lambda: _fill(run, encoder_params, reader, _missing(cache, images, share)))
+    share = my_share(list(images.values()))
+    together(lambda: _fill(run, encoder_params, reader, _missing(cache, share)))
     if processes > 1:
         # What the others encoded is there now, or on disks that are not ours.
         cache.refresh()
         together(
-            lambda: _fill(run, encoder_params, reader, _missing(cache, images, images))
+            lambda: _fill(
+                run, encoder_params, reader, _missing(cache, list(images.values()))
+            )
         )
     return cache
 
 
-def _open_cache(run: Run) -> FeatureCache:
-    folder = run.config.cache.folder
-    shapes, settings = (
-        run.encoder.feature_shapes(1)._asdict(),
-        flatten(run.config.to_dict()),
+def _open_cache(run: Run) -> FeatureCaches:
+    return FeatureCaches(
+        {shape: _open_cache_of(run, shape) for shape in run.preprocessor.all_shapes},
+        run.shape_of,
     )
+
+
+def _open_cache_of(run: Run, shape: Shape) -> FeatureCache:
+    """That of images of one shape. The shapes of others decide nothing about theirs."""
+    folder = run.config.cache.folder
+    features = run.encoder.feature_shapes(1, shape)._asdict()
+    settings = flatten(run.config.to_dict())
     return FeatureCache(
         Path(folder).expanduser() if folder else cache_folder() / "features",
         {
             "architecture": run.encoder.description.hf_config.to_dict(),
             "weights": run.encoder.weight_hash,
             "settings": {path: settings[path] for path in touching(Config, FEATURES)},
-            "preprocessor": run.preprocessor.to_json(),
+            "preprocessor": {**run.preprocessor.to_json(), "shapes": None},
+            "shape": list(shape),
             "image_mean": run.encoder.image_mean,
             "image_std": run.encoder.image_std,
             "matmul_precision": str(jax.config.jax_default_matmul_precision),
@@ -208,7 +220,7 @@ def _open_cache(run: Run) -> FeatureCache:
             "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
             "program": _hash_of_program(PROGRAM),
         },
-        {name: shape.shape[1:] for name, shape in shapes.items()},
+        {name: values.shape[1:] for name, values in features.items()},
         run.config.cache.dtype,
     )
 
@@ -224,30 +236,34 @@ def _hash_of_program(places: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def _missing(
-    cache: FeatureCache, images: Mapping[str, Record], wanted: Iterable[str]
-) -> list[Record]:
-    return [images[image] for image in wanted if image not in cache]
+def _missing(cache: FeatureCaches, records: Iterable[Record]) -> list[Record]:
+    return [record for record in records if record not in cache]
 
 
 def _fill(
     run: Run, encoder_params: Any, reader: ImageReader, records: Sequence[Record]
 ) -> None:
     """Encodes images on this process's devices and stores their features."""
-    if not records:
-        return
-    waiting: list[tuple[str, dict[str, np.ndarray]]] = []
+    for rows in run.preprocessor.by_shape([r.category for r in records]).values():
+        _fill_shape(run, encoder_params, reader, [records[row] for row in rows])
+
+
+def _fill_shape(
+    run: Run, encoder_params: Any, reader: ImageReader, records: Sequence[Record]
+) -> None:
+    """The same for records of one shape, at least one."""
+    waiting: list[tuple[Record, dict[str, np.ndarray]]] = []
     chunk_images = max(CHUNK_IMAGES, len(records) // MOST_CHUNKS)
 
     def store() -> None:
-        hashes, rows = zip(*waiting, strict=True)
-        reader.cache.write(hashes, {k: np.stack([row[k] for row in rows]) for k in rows[0]})
+        stored, rows = zip(*waiting, strict=True)
+        reader.cache.write(stored, {k: np.stack([row[k] for row in rows]) for k in rows[0]})
         waiting.clear()
 
     for record, features in zip(
         records, _features(run, encoder_params, reader, records), strict=True
     ):
-        waiting.append((record.sha256, features))
+        waiting.append((record, features))
         if len(waiting) == chunk_images:
             store()
     if waiting:
@@ -257,15 +273,14 @@ def _fill(
 def _features(
     run: Run, encoder_params: Any, reader: ImageReader, records: Sequence[Record]
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The features of each record, in order, by name."""
+    """The features of each record, in order, by name; all are of one shape."""
     mesh = run.mesh
     if jax.process_count() > 1:  # each encodes its own share
         mesh = make_mesh(devices=jax.local_devices())
         encoder_params = replicate(mesh, run.encoder.params)
     encode = jax.jit(run.encoder.encode)
-    load, empty = reader.take, run.preprocessor.empty
     begun, encoded = 0.0, 0
-    batches = _batches(run, records, "encoding", mesh, load, empty)
+    batches = _batches(run, records, "encoding", mesh, reader.take, empty_input)
     for number, (images, valid) in enumerate(batches):
         features = jax.device_get(encode(encoder_params, images))._asdict()
         encoded += int(valid.sum())
@@ -280,18 +295,34 @@ def _features(
 
 
 def _batches(
-    run: Run, records: Sequence[Record], title: str, mesh: Mesh, load: Loader, empty: Any
+    run: Run,
+    records: Sequence[Record],
+    title: str,
+    mesh: Mesh,
+    load: Loader,
+    empty: Callable[[Shape], Any],
 ) -> Iterator[tuple[Any, np.ndarray]]:
     """Batches of what `load` gives on the devices of a mesh, and which rows are real.
 
     Where the mesh is that of several processes, each reads its share of every batch.
+
+    Args:
+      run: the parts of the run.
+      records: of one shape.
+      title: for the progress bar.
+      mesh: of the devices.
+      load: gives what a batch holds of a record.
+      empty: gives what fills the last batch, for the shape of the records.
     """
+    shapes = {run.shape_of(record) for record in records}
+    if len(shapes) > 1:
+        raise ValueError(f"records: received shapes {sorted(shapes)}, allowed is one")
     logger.info("%s: %d images", title, len(records))
     shared = mesh.is_multi_process
     batches = evaluation_batches(
         records,
         load,
-        empty,
+        empty(*shapes) if shapes else None,
         batch_size=run.evaluation_batch_size,
         threads=run.config.data.threads,
         process_index=jax.process_index() if shared else 0,

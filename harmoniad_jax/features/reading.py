@@ -19,10 +19,11 @@ from harmoniad_jax.data.copies import THUMBNAIL_SIDE, nearly_alike, thumbnail
 from harmoniad_jax.data.folder import LISTED_PROBLEMS, unreadable
 from harmoniad_jax.data.preprocess import Preprocessor
 from harmoniad_jax.data.records import EncodedImage, ImageFile, Record
+from harmoniad_jax.data.shapes import Shape
 from harmoniad_jax.data.variation import vary
 from harmoniad_jax.devices.processes import is_main, map_shared, my_share, together
 from harmoniad_jax.errors import UserError, raise_problems
-from harmoniad_jax.features.store import FeatureCache
+from harmoniad_jax.features.caches import FeatureCaches
 from harmoniad_jax.words import in_words
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ class ImageReader:
         self,
         preprocessor: Preprocessor,
         threads: int,
-        cache: FeatureCache | None = None,
+        cache: FeatureCaches | None = None,
         variation: VariationConfig = NO_VARIATION,
     ):
         """Reads nothing yet.
@@ -62,7 +63,7 @@ class ImageReader:
         self._variation = variation
         self.cache = cache
         self._hashed: dict[Record, Record] = {}
-        self._waiting: dict[str, np.ndarray] = {}
+        self._waiting: dict[tuple[Shape, str], np.ndarray] = {}
         self._room = WAITING_BYTES
         self._notes: list[str] = []
         self._brightest = 0
@@ -148,28 +149,34 @@ class ImageReader:
         return [self._hashed[record] for record in records]
 
     def take(self, record: Record) -> np.ndarray:
-        """The encoder's input for a hashed record or a view of it, [S, S, 3] uint8.
+        """The encoder's input for a hashed record or a view of it, [H, W, 3] uint8.
 
         The image waits for the last of its views, and no longer.
 
         Raises:
           UserError: the image had to be read again, and is another one by now.
         """
-        source = record.source or record.sha256
-        pixels = self._waiting.get(source)
+        key = self._key(record)
+        pixels = self._waiting.get(key)
         if pixels is None:
-            pixels = self._preprocessor.load(UnchangedImage(record.image, source))
+            image = UnchangedImage(record.image, record.source or record.sha256)
+            pixels = self._preprocessor.load(image, record.category)
             if record.view < self._variation.views:
-                self._keep(source, pixels)
+                self._keep(key, pixels)
         elif record.view == self._variation.views:
             self._room += pixels.nbytes
-            self._waiting.pop(source, None)
+            self._waiting.pop(key, None)
         return vary(pixels, record.sha256, self._variation) if record.view else pixels
 
-    def _keep(self, image: str, pixels: np.ndarray) -> None:
+    def _keep(self, key: tuple[Shape, str], pixels: np.ndarray) -> None:
         if pixels.nbytes <= self._room:
             self._room -= pixels.nbytes
-            self._waiting[image] = pixels
+            self._waiting[key] = pixels
+
+    def _key(self, record: Record) -> tuple[Shape, str]:
+        """What the input of a hashed record waits by; its views wait by the same."""
+        shape = self._preprocessor.shape_of(record.category)
+        return shape, record.source or record.sha256
 
     def _digests(self, records: Sequence[Record], problems: list[str]) -> list[bytes]:
         """The SHA-256 of each image, then its thumbnail.
@@ -196,15 +203,16 @@ class ImageReader:
         if record.sha256 is not None:  # it was read when its data set was prepared
             return bytes.fromhex(record.sha256) + NOT_DECODED
         data = record.image.read_bytes()
-        digest, small = hashlib.sha256(data), NOT_DECODED
-        if self.cache is None or digest.hexdigest() not in self.cache:
+        digest, small = hashlib.sha256(data).digest(), NOT_DECODED
+        hashed = dataclasses.replace(record, sha256=digest.hex())
+        if self.cache is None or hashed not in self.cache:
             decoded = self._preprocessor.decode(EncodedImage(str(record.image), data))
-            pixels = self._preprocessor.scale(decoded.image)
+            pixels = self._preprocessor.scale(decoded.image, record.category)
             self._notes += [f"{record.image}: {decoded.note}"] if decoded.note else []
             small = thumbnail(pixels)
             self._brightest = max(self._brightest, int(pixels.max()))
-            self._keep(digest.hexdigest(), pixels)
-        return digest.digest() + small
+            self._keep(self._key(hashed), pixels)
+        return digest + small
 
 
 @dataclasses.dataclass(frozen=True)

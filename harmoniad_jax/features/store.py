@@ -158,51 +158,76 @@ class FeatureCache:
         self._map(path)
 
     def make_room(self, images: Collection[str], limit: int) -> None:
-        """Removes what was not used for longest, so that the features of `images` fit.
+        """Makes room for the features of images, see `make_room`.
 
         Args:
           images: SHA-256 of all images that are to be read; theirs are kept.
-          limit: size of the whole cache folder in bytes, at least `bytes_for` of them.
+          limit: see `make_room`.
 
         Raises:
           UserError: the disk is too full all the same.
         """
-        self.refresh()
-        self._remove_abandoned()
-        used = {self._rows[image][0] for image in images if image in self._rows}
-        for path in used:
-            _touch(path)
-        needed = self.bytes_for(sum(image not in self._rows for image in images))
-        others = [path for path in self._files("*.npy") if path not in used]
-        sizes = {path: size for path in [*others, *used] if (size := _size(path))}
-        total = sum(sizes.values())
-        for path in sorted(others, key=_last_used):
-            if total + needed <= limit:
-                break
-            if _remove(path):
-                total -= sizes.get(path, 0)
-        free = shutil.disk_usage(self.folder).free
-        if free < needed:
-            raise UserError(
-                f"the features take {gigabytes(needed)} more, but the disk of "
-                f"{self.folder} has {gigabytes(free)} left. Free some, name another "
-                "disk with --config.cache.folder=DIR, or train without them: "
-                "--config.cache.enabled=False."
-            )
+        make_room([(self, images)], limit)
 
-    def _remove_abandoned(self) -> None:
-        for path in self._files(f"*{UNFINISHED}"):
-            if time.time() - _last_used(path) > ABANDONED_SECONDS:
-                _remove(path)
+    def chunks_of(self, images: Collection[str]) -> set[Path]:
+        """The files that hold features of these images."""
+        return {self._rows[image][0] for image in images if image in self._rows}
 
-    def _files(self, pattern: str) -> list[Path]:
-        """Files of every setting in the cache folder, and nothing else that lies there."""
-        folders = [
-            folder
-            for folder in self.root.iterdir()
-            if FOLDER_NAME.fullmatch(folder.name) and (folder / DESCRIPTION_FILE).is_file()
-        ]
-        return [path for folder in folders for path in folder.glob(pattern)]
+
+def make_room(wanted: Sequence[tuple[FeatureCache, Collection[str]]], limit: int) -> None:
+    """Removes what was not used for longest, so that the wanted features fit.
+
+    Args:
+      wanted: caches of one root folder, and SHA-256 of all images that are to be read of
+        each; theirs are kept.
+      limit: size of the whole root folder in bytes, at least `bytes_for` of them.
+
+    Raises:
+      UserError: the disk is too full all the same.
+    """
+    for cache, _ in wanted:
+        cache.refresh()
+    root, folder = wanted[0][0].root, wanted[0][0].folder
+    _remove_abandoned(root)
+    used = set().union(*(cache.chunks_of(images) for cache, images in wanted))
+    for path in used:
+        _touch(path)
+    needed = sum(
+        cache.bytes_for(sum(image not in cache for image in images))
+        for cache, images in wanted
+    )
+    others = [path for path in _files(root, "*.npy") if path not in used]
+    sizes = {path: size for path in [*others, *used] if (size := _size(path))}
+    total = sum(sizes.values())
+    for path in sorted(others, key=_last_used):
+        if total + needed <= limit:
+            break
+        if _remove(path):
+            total -= sizes.get(path, 0)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"the features take {gigabytes(needed)} more, but the disk of "
+            f"{folder} has {gigabytes(free)} left. Free some, name another "
+            "disk with --config.cache.folder=DIR, or train without them: "
+            "--config.cache.enabled=False."
+        )
+
+
+def _remove_abandoned(root: Path) -> None:
+    for path in _files(root, f"*{UNFINISHED}"):
+        if time.time() - _last_used(path) > ABANDONED_SECONDS:
+            _remove(path)
+
+
+def _files(root: Path, pattern: str) -> list[Path]:
+    """Files of every setting in the cache folder, and nothing else that lies there."""
+    folders = [
+        folder
+        for folder in root.iterdir()
+        if FOLDER_NAME.fullmatch(folder.name) and (folder / DESCRIPTION_FILE).is_file()
+    ]
+    return [path for folder in folders for path in folder.glob(pattern)]
 
 
 def _checksum(row: np.void, names: Sequence[str]) -> int:

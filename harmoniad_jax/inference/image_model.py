@@ -50,7 +50,7 @@ THE_RUNS_OWN = Question()
 
 
 class _Loaded(NamedTuple):
-    pixels: np.ndarray | None  # [S, S, 3] uint8; None: it could not be read
+    pixels: np.ndarray | None  # [H, W, 3] uint8; None: it could not be read
     size: tuple[int, int] = (0, 0)
     note: str = ""
     thumbnail: np.ndarray | None = None
@@ -198,27 +198,46 @@ class ImageModel(abc.ABC):
     def _stream(
         self, queries: Sequence[Query], question: Question
     ) -> Iterator[ImageResult | UserError]:
-        """Predicts batch by batch."""
-        empty = self._preprocessor.empty
+        """Predicts some images at a time, in as many batches as they have shapes.
+
+        With several shapes more are taken at a time: else most batches would be of one
+        image.
+        """
         loaded = prefetched(
-            [query.image for query in queries],
-            lambda image: self._load(image, question.thumbnail_side),
+            queries,
+            lambda query: self._load(query, question.thumbnail_side),
             self._threads,
         )
+        size = len(self._preprocessor.all_shapes) * self._batch_size
         pairs = zip(queries, loaded, strict=True)
-        while chunk := list(itertools.islice(pairs, self._batch_size)):
-            rows = [empty if one.pixels is None else one.pixels for _, one in chunk]
-            maps, scores = self._predict_batch(np.stack(rows))
-            for row, (query, one) in enumerate(chunk):
-                if one.pixels is None:
+        while chunk := list(itertools.islice(pairs, size)):
+            predicted = self._predict([one.pixels for _, one in chunk])
+            for (query, one), found in zip(chunk, predicted, strict=True):
+                if found is None:
                     yield UserError(one.error)
                 else:
-                    score = float(scores[row])
-                    yield self._result(query, question, one, maps[row], score)
+                    yield self._result(query, question, one, *found)
 
-    def _load(self, image: np.ndarray | Path, thumbnail_side: int) -> _Loaded:
+    def _predict(
+        self, images: Sequence[np.ndarray | None]
+    ) -> list[tuple[np.ndarray, float] | None]:
+        """Anomaly map and score of each image [H, W, 3] uint8, in order; None of None."""
+        rows_of: dict[tuple[int, ...], list[int]] = {}
+        for row, pixels in enumerate(images):
+            if pixels is not None:
+                rows_of.setdefault(pixels.shape, []).append(row)
+        found: list[tuple[np.ndarray, float] | None] = len(images) * [None]
+        for rows in rows_of.values():
+            for start in range(0, len(rows), self._batch_size):
+                some = rows[start : start + self._batch_size]
+                maps, scores = self._predict_batch(np.stack([images[row] for row in some]))
+                for place, row in enumerate(some):
+                    found[row] = (maps[place], float(scores[place]))
+        return found
+
+    def _load(self, query: Query, thumbnail_side: int) -> _Loaded:
         """Decodes an image once, for the encoder and for the eye."""
-        preprocessor = self._preprocessor
+        preprocessor, image = self._preprocessor, query.image
         try:
             if isinstance(image, np.ndarray):
                 decoded = preprocessor.from_array(image)
@@ -227,7 +246,7 @@ class ImageModel(abc.ABC):
         except UserError as error:
             return _Loaded(None, error=str(error))
         image, note = decoded.image, decoded.note
-        pixels, size = preprocessor.scale(image), decoded.size
+        pixels, size = preprocessor.scale(image, query.category), decoded.size
         if not thumbnail_side:
             return _Loaded(pixels, size, note)
         image.thumbnail((thumbnail_side, thumbnail_side))

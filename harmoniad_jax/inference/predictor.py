@@ -13,7 +13,7 @@ from harmoniad_jax.model.scoring import Prediction
 
 
 class Predictor:
-    """Anomaly maps and image scores of images, compiled once.
+    """Anomaly maps and image scores of images, compiled once for each shape.
 
     Attributes:
       trained: the opened run.
@@ -32,14 +32,20 @@ class Predictor:
         self._step = jax.jit(run.steps.predict_step, out_shardings=replicated(run.mesh))
 
     def __call__(self, records: Sequence[Record], title: str) -> Prediction:
-        """N records -> their `Prediction` of numpy arrays, in their order."""
+        """N records -> their `Prediction` of numpy arrays, in their order.
+
+        Their inputs are of one shape, as those of a category are.
+        """
         batches = [prediction for _, prediction in self.batches(records, title)]
         return jax.tree.map(lambda *parts: np.concatenate(parts), *batches)
 
     def batches(
         self, records: Sequence[Record], title: str
     ) -> Iterator[tuple[Sequence[Record], Prediction]]:
-        """Yields some of the records at a time, in order, with their `Prediction`."""
+        """Yields some of the records at a time, in order, with their `Prediction`.
+
+        Their inputs are of one shape, as those of a category are.
+        """
         done = 0
         for batch, valid in self._inputs(records, title):
             prediction = jax.device_get(self._step(*self._arguments, batch))
@@ -49,6 +55,6 @@ class Predictor:
             done += count
 
     def predict_batch(self, images: np.ndarray) -> Prediction:
-        """[B, S, S, 3] uint8 -> their `Prediction` of numpy arrays."""
+        """[B, H, W, 3] uint8 -> their `Prediction` of numpy arrays."""
         images = shard_batch(self.trained.run.mesh, images)
         return jax.device_get(self._step(*self._arguments, images))

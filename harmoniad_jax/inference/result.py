@@ -23,14 +23,14 @@ class ImageResult:
     """What the model says of one image.
 
     Attributes:
-      anomaly_map: [S', S'] float32, larger is more anomalous.
+      anomaly_map: [H', W'] float32, larger is more anomalous.
       score: of the image, larger is more anomalous.
       category: that it was judged by; None where it was not known.
       threshold: scores above it are defective; None if none was ever set.
       pixel_threshold: the same for `anomaly_map`.
       normalised_score: in [0, 1], 0.5 at the threshold and 0 at the median of good
         images; None without threshold.
-      normalised_map: [S', S'] float32, the same for pixels; None without threshold.
+      normalised_map: [H', W'] float32, the same for pixels; None without threshold.
       boxes: around the regions above `pixel_threshold`, largest first.
       size: (width, height) of the image in pixels.
       note: what the reader of a verdict must know of the image, in words; mostly empty.
@@ -61,7 +61,7 @@ def find_boxes(
     """Boxes around the 8-connected regions above a threshold, largest region first.
 
     Args:
-      anomaly_map: [S', S'] float32.
+      anomaly_map: [H', W'] float32.
       threshold: of its pixels; None: no boxes.
       size: (width, height) of the image that the boxes are for.
     """

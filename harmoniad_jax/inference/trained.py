@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -10,13 +10,22 @@ import numpy as np
 from harmoniad_jax.data.records import Record
 from harmoniad_jax.devices.mesh import replicate, replicated, shard_batch
 from harmoniad_jax.features.encode import Inputs
-from harmoniad_jax.model.scoring import Prediction
+from harmoniad_jax.model.scoring import Statistics
 from harmoniad_jax.run.calibration import Calibration
 from harmoniad_jax.run.run import Run
 from harmoniad_jax.steps.state import TrainState
 from harmoniad_jax.steps.step import measure_statistics
 
-Distances = dict[str, np.ndarray]
+
+class Distances(NamedTuple):
+    """Distances of the images of one shape.
+
+    rows: [N] int64, of each image among the records that were asked for.
+    maps: [N, G, h, w] float32 of each comparison, by its name.
+    """
+
+    rows: np.ndarray
+    maps: dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,12 +60,12 @@ def measured_on_good_images(trained: Trained) -> Trained:
     most = run.config.evaluation.calibration_images
     if held_out:
         distances = _distances(trained, held_out, "calibrating")
-        chosen = _evenly(len(held_out), most)
-        statistics = measure_statistics({k: v[chosen] for k, v in distances.items()})
+        statistics = _statistics(distances, _evenly(len(held_out), most))
     else:
         train = run.dataset.train
         records = [train[row] for row in _evenly(len(train), most)]
-        statistics = measure_statistics(_distances(trained, records, "standardising"))
+        distances = _distances(trained, records, "standardising")
+        statistics = _statistics(distances, np.arange(len(records)))
     state = trained.state.replace(statistics=replicate(run.mesh, statistics))
     trained = dataclasses.replace(trained, state=state, calibration=None)
     if not held_out:
@@ -73,38 +82,59 @@ def calibrated(trained: Trained) -> Trained:
     return dataclasses.replace(trained, calibration=_calibration(trained, distances))
 
 
-def _calibration(trained: Trained, distances: Distances) -> Calibration:
+def _statistics(distances: Sequence[Distances], chosen: np.ndarray) -> Statistics:
+    """Of the distances of the records in these rows."""
+    parts = [(one.maps, np.flatnonzero(np.isin(one.rows, chosen))) for one in distances]
+    return measure_statistics(
+        [
+            {name: values[rows] for name, values in maps.items()}
+            for maps, rows in parts
+            if len(rows)
+        ]
+    )
+
+
+def _calibration(trained: Trained, distances: Sequence[Distances]) -> Calibration:
     """What the held-out images score, from their distances."""
     run, state = trained.run, trained.state
     score = jax.jit(run.steps.score_step, out_shardings=replicated(run.mesh))
-    size, rows = run.evaluation_batch_size, len(run.dataset.held_out)
-    batches: list[Prediction] = []
-    for start in range(0, rows, size):
-        batch = {
-            name: _filled(values[start : start + size], size)
-            for name, values in distances.items()
-        }
-        batch = shard_batch(run.mesh, batch)
-        batches.append(jax.device_get(score(state.statistics, batch)))
-    prediction = jax.tree.map(lambda *parts: np.concatenate(parts)[:rows], *batches)
+    size, count = run.evaluation_batch_size, len(run.dataset.held_out)
+    maps: list[Any] = count * [None]
+    scores = np.zeros(count, np.float32)
+    for one in distances:
+        for start in range(0, len(one.rows), size):
+            rows = one.rows[start : start + size]
+            batch = {
+                name: _filled(values[start : start + size], size)
+                for name, values in one.maps.items()
+            }
+            batch = shard_batch(run.mesh, batch)
+            prediction = jax.device_get(score(state.statistics, batch))
+            scores[rows] = prediction.image_scores[: len(rows)]
+            for row, anomaly_map in zip(rows, prediction.anomaly_maps, strict=False):
+                maps[row] = anomaly_map
     return Calibration.measure(
         run.config.evaluation,
         [record.category for record in run.dataset.held_out],
-        prediction.anomaly_maps,
-        prediction.image_scores,
+        maps,
+        scores,
         run.dataset.categories,
     )
 
 
-def _distances(trained: Trained, records: Sequence[Record], title: str) -> Distances:
-    """Distances [N, G, h, w] float32 of each comparison, for N records."""
+def _distances(trained: Trained, records: Sequence[Record], title: str) -> list[Distances]:
+    """Distances of the records, for each shape of images."""
     run = trained.run
     step = jax.jit(run.steps.distance_step, out_shardings=replicated(run.mesh))
-    batches: list[Distances] = []
-    for batch, valid in trained.inputs(records, title):
-        maps = jax.device_get(step(trained.state.params, trained.encoder_params, batch))
-        batches.append({name: values[valid] for name, values in maps.items()})
-    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+    found = []
+    for rows in run.preprocessor.by_shape([r.category for r in records]).values():
+        batches: list[dict[str, np.ndarray]] = []
+        for batch, valid in trained.inputs([records[row] for row in rows], title):
+            maps = jax.device_get(step(trained.state.params, trained.encoder_params, batch))
+            batches.append({name: values[valid] for name, values in maps.items()})
+        maps = {n: np.concatenate([batch[n] for batch in batches]) for n in batches[0]}
+        found.append(Distances(np.array(rows), maps))
+    return found
 
 
 def _evenly(total: int, most: int) -> np.ndarray:

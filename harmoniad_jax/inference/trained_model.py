@@ -56,6 +56,6 @@ class TrainedModel(ImageModel):
     def _predict_batch(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The batch is filled up: one size is one program."""
         count = len(images)
-        filled = stacked(images, self._preprocessor.empty, self._batch_size)
+        filled = stacked(images, np.zeros_like(images[0]), self._batch_size)
         found = self._predictor.predict_batch(filled)
         return found.anomaly_maps[:count], found.image_scores[:count]

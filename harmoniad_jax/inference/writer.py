@@ -170,7 +170,7 @@ def draw_overlay(image: np.ndarray, normalised_map: np.ndarray) -> np.ndarray:
 
     Args:
       image: [H, W, 3] uint8.
-      normalised_map: [S', S'] float32 in [0, 1], 0.5 at the pixel threshold, which is
+      normalised_map: [H', W'] float32 in [0, 1], 0.5 at the pixel threshold, which is
         outlined.
 
     Returns:

@@ -9,7 +9,8 @@ score      = mean of the largest 1 % of gaussian(upsample(fuse(score_decay)))
 The good images are the held-out ones, or training images where nothing is held out.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -36,7 +37,7 @@ class Statistics(NamedTuple):
 class Prediction(NamedTuple):
     """What the model says of a batch of images.
 
-    anomaly_maps: [B, S', S'] float32, larger is more anomalous.
+    anomaly_maps: [B, H', W'] float32, see `map_shape`; larger is more anomalous.
     image_scores: [B] float32, larger is more anomalous.
     distance_maps: [B, h, w] float32 in [0, 2] of each comparison, by its name, its groups
         weighted as in the anomaly map: they show which branch saw a defect.
@@ -125,10 +126,25 @@ def upsampling_matrix(source: int, target: int, sigma: float) -> np.ndarray:
     return matrix.astype(np.float32)
 
 
-def upsample(maps: jax.Array, side: int, sigma: float) -> jax.Array:
-    """[B, h, w] float32 -> smooth maps [B, side, side] float32."""
-    vertical = upsampling_matrix(maps.shape[1], side, sigma)
-    horizontal = upsampling_matrix(maps.shape[2], side, sigma)
+def map_shape(grid: Sequence[int], side: int) -> tuple[int, int]:
+    """Height and width of the anomaly maps of a grid of patches.
+
+    The same number of cells as side x side and the aspect of the grid, both rounded: so a
+    patch has about as many cells, along both axes, whatever the shape of the image.
+
+    Args:
+      grid: (h, w) in patches.
+      side: of the maps of a square grid.
+    """
+    stretch = math.sqrt(grid[1] / grid[0])
+    return max(round(side / stretch), 1), max(round(side * stretch), 1)
+
+
+def upsample(maps: jax.Array, shape: tuple[int, int], sigma: float) -> jax.Array:
+    """[B, h, w] float32 -> smooth maps [B, H, W] float32 of the shape (H, W)."""
+    height, width = shape
+    vertical = upsampling_matrix(maps.shape[1], height, sigma)
+    horizontal = upsampling_matrix(maps.shape[2], width, sigma)
     # Full precision: the default on TPU multiplies in bfloat16.
     return jnp.einsum("Hh,bhw,Ww->bHW", vertical, maps, horizontal, precision="highest")
 

@@ -16,10 +16,10 @@ class Sample(NamedTuple):
       defect: name of its defect, "good" where there is none.
       kind: what became of it, see `choose_samples`.
       score: image score; larger is more anomalous.
-      image: [S, S, 3] uint8, RGB.
-      mask: [S', S'] bool, True is defective; None where it is not known.
-      anomaly_map: [S', S'] float32, finite; larger is more anomalous.
-      branch_maps: name of a branch -> its distance map, [s, s] float32, finite.
+      image: [H, W, 3] uint8, RGB.
+      mask: [H', W'] bool, True is defective; None where it is not known.
+      anomaly_map: [H', W'] float32, finite; larger is more anomalous.
+      branch_maps: name of a branch -> its distance map, [h, w] float32, finite.
     """
 
     path: str

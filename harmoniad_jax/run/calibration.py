@@ -19,7 +19,7 @@ class Calibration(GoodImages):
         cls,
         settings: EvaluationConfig,
         categories: Sequence[str],
-        maps: np.ndarray,
+        maps: Sequence[np.ndarray],
         scores: np.ndarray,
         trained: Collection[str] = (),
     ) -> "Calibration":
@@ -28,16 +28,20 @@ class Calibration(GoodImages):
         Args:
           settings: that maps and scores were made with.
           categories: of each image.
-          maps: [N, S', S'] float32.
+          maps: of each image, [H', W'] float32.
           scores: [N] float32.
           trained: all categories of the run, whether images of them were held out or not.
         """
         names = np.array(categories)
+
+        def normality(rows: np.ndarray) -> Normality:
+            return Normality.of([maps[row] for row in rows], scores[rows])
+
         return cls(
             score_settings(settings),
-            Normality.of(maps, scores),
+            normality(np.arange(len(names))),
             {
-                name: Normality.of(maps[names == name], scores[names == name])
+                name: normality(np.flatnonzero(names == name))
                 for name in sorted(set(categories))
             },
             tuple(sorted(set(trained) - set(categories))),

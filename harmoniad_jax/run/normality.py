@@ -7,7 +7,7 @@ exported model carries the same.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -31,9 +31,10 @@ class Normality:
     pixel_levels: tuple[float, ...]
 
     @classmethod
-    def of(cls, maps: np.ndarray, scores: np.ndarray) -> "Normality":
-        """Measures good images: maps [N, S', S'] and scores [N], float32."""
-        levels = np.quantile(maps, 1.0 - PIXEL_SHARES)
+    def of(cls, maps: Sequence[np.ndarray], scores: np.ndarray) -> "Normality":
+        """Measures good images: N maps [H', W'] of any shapes and scores [N], float32."""
+        pixels = np.concatenate([np.ravel(one) for one in maps])
+        levels = np.quantile(pixels, 1.0 - PIXEL_SHARES, overwrite_input=True)
         return cls(tuple(np.sort(scores).tolist()), tuple(levels.tolist()))
 
     def threshold(self, false_positive_rate: float) -> float:

@@ -16,6 +16,7 @@ from harmoniad_jax.config import CalibrationConfig, Config
 from harmoniad_jax.data.copies import copies, first_of
 from harmoniad_jax.data.preprocess import Preprocessor, measure_preprocessor
 from harmoniad_jax.data.records import Dataset, Record
+from harmoniad_jax.data.shapes import Shape
 from harmoniad_jax.data.variation import vary, view_of
 from harmoniad_jax.devices.mesh import (
     abstract_on,
@@ -69,13 +70,17 @@ class Run:
         return -(-self.config.evaluation.batch_size // self.mesh.size) * self.mesh.size
 
     def load_image(self, record: Record) -> np.ndarray:
-        """The encoder's input for a record's image or a view of it, [S, S, 3] uint8."""
-        pixels = self.preprocessor.load(record.image)
+        """The encoder's input for a record's image or a view of it, [H, W, 3] uint8."""
+        pixels = self.preprocessor.load(record.image, record.category)
         return vary(pixels, record.sha256, self.config.variation) if record.view else pixels
 
     def view_of(self, record: Record, view: int) -> Record:
         """A view of a hashed image, see `data/variation.py`."""
         return view_of(record, view, self.config.variation, self.config.train.seed)
+
+    def shape_of(self, record: Record) -> Shape:
+        """The shape of that input, (height, width) in pixels."""
+        return self.preprocessor.shape_of(record.category)
 
     def initial_state(self) -> TrainState:
         """Draws the state before the first step; traceable."""
@@ -183,7 +188,8 @@ def assemble(
     Args:
       config: resolved.
       dataset: None for a run of which no more than shapes is asked.
-      encoder: its weights may be shapes too, then.
+      encoder: its weights may be shapes too, then. It is fitted to the shapes of the
+        run's images.
       mesh: of the run.
       preprocessor: None: it is measured on the training images.
     """
@@ -191,12 +197,14 @@ def assemble(
         preprocessor = measure_preprocessor(
             dataset.train if dataset else (),
             side=config.data.image_side,
+            patch=encoder.description.patch if config.data.fit == "aspect" else None,
             white_level=config.data.white_level,
             max_megapixels=config.data.max_megapixels,
         )
     preprocessor = dataclasses.replace(
         preprocessor, max_megapixels=config.data.max_megapixels
     )
+    encoder = encoder.for_shapes(preprocessor.shapes.values())
     steps = Steps(
         encoder=encoder,
         model=build_model(

@@ -5,7 +5,7 @@ All of them are pure functions; who calls them compiles them with shardings.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -65,7 +65,7 @@ class Steps:
         Args:
           state: before the step.
           encoder_params: the frozen encoder's weights.
-          images: [B, S, S, 3] uint8.
+          images: [B, H, W, 3] uint8, of one shape.
 
         Returns:
           The state after it and the metrics, see `update`.
@@ -151,7 +151,7 @@ class Steps:
         Args:
           params: the network's parameters.
           encoder_params: the frozen encoder's weights.
-          inputs: images [B, S, S, 3] uint8, or their features of any floating-point dtype.
+          inputs: images [B, H, W, 3] uint8, or their features of any floating-point dtype.
         """
         if isinstance(inputs, Features):
             features = _exact(inputs)
@@ -205,7 +205,8 @@ class Steps:
 
         def fused(decay: float) -> jax.Array:
             maps = scoring.fuse(standardised, weights, decay)
-            return scoring.upsample(maps, settings.map_side, settings.smoothing_sigma)
+            shape = scoring.map_shape(maps.shape[1:], settings.map_side)
+            return scoring.upsample(maps, shape, settings.smoothing_sigma)
 
         scores = scoring.image_scores(fused(settings.score_decay), settings.top_share)
         shown = {k: scoring.group_mean(v, settings.map_decay) for k, v in distances.items()}
@@ -256,14 +257,23 @@ def _finite_flags(named: Mapping[str, Any]) -> dict[str, jax.Array]:
     }
 
 
-def measure_statistics(distances: Mapping[str, np.ndarray]) -> Statistics:
-    """Mean and deviation [G] of the distances [N, G, h, w] of good images, by name."""
+def measure_statistics(distances: Sequence[Mapping[str, np.ndarray]]) -> Statistics:
+    """Mean and deviation [G] of the distances of good images, over all positions.
 
-    def by_group(measure: Callable) -> dict[str, np.ndarray]:
-        """In double precision: there may be millions of positions."""
-        return {
-            name: np.float32(measure(maps, axis=(0, 2, 3), dtype=np.float64))
-            for name, maps in distances.items()
-        }
-
-    return Statistics(mean=by_group(np.mean), deviation=by_group(np.std))
+    Args:
+      distances: for each shape of images, [N, G, h, w] float32 by name; N > 0.
+    """
+    mean, deviation = {}, {}
+    for name in distances[0]:
+        parts = [maps[name] for maps in distances]
+        # In double precision: there may be millions of positions.
+        means, variances = (
+            np.stack([measure(p, axis=(0, 2, 3), dtype=np.float64) for p in parts])
+            for measure in (np.mean, np.var)
+        )
+        sizes = np.array([part.size for part in parts], float)[:, None]
+        shares = sizes / sizes.sum()
+        middle = (shares * means).sum(axis=0)
+        spread = (shares * (variances + (means - middle) ** 2)).sum(axis=0)
+        mean[name], deviation[name] = np.float32(middle), np.float32(np.sqrt(spread))
+    return Statistics(mean=mean, deviation=deviation)

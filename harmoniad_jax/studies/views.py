@@ -34,12 +34,13 @@ def write_views(config: Config, path: Path, count: int) -> str:
     """
     if path.suffix.lower() != ".png":
         raise UserError(f"--output={path} is no PNG file; call it {path.name}.png.")
-    config, _ = resolve_config(config, for_training=False)
+    config, encoder = resolve_config(config, for_training=False)
     dataset = open_dataset(config)
     data = config.data
     preprocessor = measure_preprocessor(
         dataset.train,
         side=data.image_side,
+        patch=encoder.patch if data.fit == "aspect" else None,
         white_level=data.white_level,
         max_megapixels=data.max_megapixels,
     )

@@ -10,12 +10,13 @@ import numpy as np
 
 from harmoniad_jax.data.batches import training_order
 from harmoniad_jax.data.records import Record
+from harmoniad_jax.data.shapes import Shape
 from harmoniad_jax.devices.mesh import replicate
 from harmoniad_jax.devices.processes import all_agree
 from harmoniad_jax.errors import UserError
+from harmoniad_jax.features.caches import FeatureCaches
 from harmoniad_jax.features.encode import image_reader, stored_features
 from harmoniad_jax.features.reading import ImageReader
-from harmoniad_jax.features.store import FeatureCache
 from harmoniad_jax.model.encoders.encoder import Features
 from harmoniad_jax.run.run import Run
 from harmoniad_jax.words import gigabytes
@@ -31,16 +32,19 @@ class TrainingData(NamedTuple):
 
     Attributes:
       order: endless, of records.
-      load: gives an image [S, S, 3] uint8, the arrays of `Features` by name, or a row of
-        `table`.
+      load: gives an image [H, W, 3] uint8, the arrays of `Features` by name, or [2] int32:
+        one of `tables` and a row of it.
       is_encoded: whether it gives features.
-      table: `Features` of all images, on every device; None: they are read as needed.
+      shapes: of the images, (height, width) in pixels.
+      tables: for each shape `Features` of all its images, on every device; None: they are
+        read as needed.
     """
 
     order: grain.MapDataset
     load: Callable[[Record], Any]
     is_encoded: bool
-    table: Features | None = None
+    shapes: Sequence[Shape]
+    tables: Sequence[Features] | None = None
 
 
 def training_data(
@@ -57,21 +61,44 @@ def training_data(
       UserError: the cache cannot be written, or an image cannot be read.
     """
     records = run.dataset.train
-    if run.config.cache.enabled:
+    if run.config.cache.enabled or run.config.variation.views:
         reader = reader or image_reader(run)
-        records = reader.hashed(records)
-        order = _order(run, records)
-        images = _visited(run, order, records)
-        cache = stored_features(run, encoder_params, reader, images)
+        records = reader.hashed(records)  # a view follows from the hash of its image
+    order, shapes = _order(run, records), _shapes(run, records)
+    if run.config.cache.enabled:
+        visited = _visited(run, order, records)
+        cache = stored_features(run, encoder_params, reader, visited)
+        if cache is not None and _fits_on_device(run, cache.bytes_for(visited)):
+            return _on_device(run, cache, order, shapes, visited)
         if cache is not None:
-            if _fits_on_device(run, cache.bytes_for(len(images))):
-                rows = {image: np.int32(row) for row, image in enumerate(images)}
-                table = _load_on_device(run, cache, list(images))
-                return TrainingData(order, lambda r: rows[r.sha256], True, table)
-            return TrainingData(order, lambda record: cache.read(record.sha256), True)
-    if run.config.variation.views:
-        records = (reader or image_reader(run)).hashed(records)
-    return TrainingData(_order(run, records), run.load_image, False)
+            return TrainingData(order, cache.read, True, shapes)
+    return TrainingData(order, run.load_image, False, shapes)
+
+
+def _on_device(
+    run: Run,
+    cache: FeatureCaches,
+    order: grain.MapDataset,
+    shapes: Sequence[Shape],
+    records: Sequence[Record],
+) -> TrainingData:
+    """Training from tables of the features of these records, a table for each shape."""
+    images = {cache.key(record): record for record in records}
+    places, tables = {}, []
+    for shape in shapes:
+        keys = [key for key in images if key[0] == shape]
+        places |= {
+            key: np.array([len(tables), row], np.int32) for row, key in enumerate(keys)
+        }
+        tables.append(_load_on_device(run, cache, shape, [images[key] for key in keys]))
+    return TrainingData(
+        order, lambda record: places[cache.key(record)], True, shapes, tables
+    )
+
+
+def _shapes(run: Run, records: Sequence[Record]) -> list[Shape]:
+    """The shapes of training images."""
+    return sorted({run.shape_of(record) for record in records})
 
 
 def _order(run: Run, records: Sequence[Record]) -> grain.MapDataset:
@@ -81,16 +108,16 @@ def _order(run: Run, records: Sequence[Record]) -> grain.MapDataset:
         class_balanced=run.config.data.class_balanced,
         views=run.config.variation.views,
         view_of=run.view_of,
+        batch_size=run.config.train.batch_size,
+        shape_of=run.shape_of,
     )
     # grain counts batches as a float, and that of an endless order of batches of one image
     # overflows. Half of it is endless as well.
     return order[: len(order) // 2]
 
 
-def _visited(
-    run: Run, order: grain.MapDataset, records: Sequence[Record]
-) -> dict[str, Record]:
-    """The images and views that the run reads, by hash: not all, if it is a short one."""
+def _visited(run: Run, order: grain.MapDataset, records: Sequence[Record]) -> list[Record]:
+    """The images and views that the run reads: not all, if it is a short one."""
     reads = run.config.train.num_steps * run.config.train.batch_size
     views = run.config.variation.views
     # Images come in turn, views by chance: after some time nearly all were read.
@@ -98,10 +125,8 @@ def _visited(
     if reads < enough:
         visited = [order[i] for i in range(reads)]
         # Views of one image one after the other, so that it is decoded once.
-        visited.sort(key=lambda record: record.source or record.sha256)
-    else:
-        visited = [run.view_of(r, view) for r in records for view in range(views + 1)]
-    return {record.sha256: record for record in visited}
+        return sorted(visited, key=lambda record: record.source or record.sha256)
+    return [run.view_of(record, view) for record in records for view in range(views + 1)]
 
 
 def _fits_on_device(run: Run, size: int) -> bool:
@@ -123,10 +148,13 @@ def _fits_on_device(run: Run, size: int) -> bool:
     return all_agree(fits)
 
 
-def _load_on_device(run: Run, cache: FeatureCache, images: Sequence[str]) -> Features:
+def _load_on_device(
+    run: Run, cache: FeatureCaches, shape: Shape, images: Sequence[Record]
+) -> Features:
     """`Features` of N images in the cache's dtype, in their order, on every device."""
-    logger.info("loading %s to every device", gigabytes(cache.bytes_for(len(images))))
-    shapes = run.encoder.feature_shapes(len(images))
+    logger.info("loading %s to every device", gigabytes(cache.bytes_for(images)))
+    # A run that is shorter than an epoch may visit no image of a shape.
+    shapes = run.encoder.feature_shapes(max(len(images), 1), shape)
     table = jax.tree.map(lambda s: np.empty(s.shape, run.config.cache.dtype), shapes)
     for row, image in enumerate(images):
         for name, values in cache.read(image).items():

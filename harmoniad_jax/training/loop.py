@@ -1,5 +1,6 @@
 """Training from the first step, or the last checkpoint, to the printed table."""
 
+import collections
 import contextlib
 import logging
 import signal
@@ -13,6 +14,7 @@ from harmoniad_jax.checkpoints.folders import has_checkpoints
 from harmoniad_jax.checkpoints.store import Checkpoints
 from harmoniad_jax.config import Config
 from harmoniad_jax.data.folder import masks_of
+from harmoniad_jax.data.shapes import Shape
 from harmoniad_jax.devices.compilation import gigaflops
 from harmoniad_jax.devices.processes import Agreement, is_main
 from harmoniad_jax.errors import UserError
@@ -140,11 +142,11 @@ def describe_run(run: Run) -> None:
     untrained = description.folder is None
     state = jax.eval_shape(run.initial_state)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    batch, side = run.config.train.batch_size, run.encoder.image_side
-    images = jax.ShapeDtypeStruct((batch, side, side, 3), np.uint8)
+    batch, shape = run.config.train.batch_size, _usual_shape(run)
+    images = jax.ShapeDtypeStruct((batch, *shape, 3), np.uint8)
     parts = run.config.train.micro_batches
     steps, encoder = run.steps.counted, run.encoder
-    trained = gigaflops(steps.update, state, encoder.feature_shapes(batch))
+    trained = gigaflops(steps.update, state, encoder.feature_shapes(batch, shape))
     frozen = gigaflops(steps.encoder.encode, encoder.params, images)
     mesh = " x ".join(f"{size} {axis}" for axis, size in run.mesh.shape.items() if size > 1)
     lines = (
@@ -153,7 +155,7 @@ def describe_run(run: Run) -> None:
         f"{in_words(len(data.categories), 'category', 'categories')}: "
         f"{', '.join(data.categories)}",
         f"encoder  {description.name} ({description.hf_config.model_type}, "
-        f"{run.config.encoder.dtype}), {side} px, blocks "
+        f"{run.config.encoder.dtype}), {_sides(run)} px, blocks "
         + " | ".join(" ".join(map(str, group)) for group in run.encoder.groups),
         "         UNTRAINED: random weights, for trying the program out only"
         if untrained
@@ -167,6 +169,19 @@ def describe_run(run: Run) -> None:
     )
     for line in lines:
         logger.info(line)
+
+
+def _usual_shape(run: Run) -> Shape:
+    """The shape that most training images have."""
+    counts = collections.Counter(run.shape_of(record) for record in run.dataset.train)
+    return counts.most_common(1)[0][0] if counts else run.preprocessor.shape_of(None)
+
+
+def _sides(run: Run) -> str:
+    """The sides of the encoder's inputs in pixels, in words."""
+    if not run.preprocessor.shapes:
+        return str(run.preprocessor.side)
+    return ", ".join(f"{width} x {height}" for height, width in run.preprocessor.all_shapes)
 
 
 def _train(

@@ -1,10 +1,13 @@
 """The steps of a run: where each finds its images, and the compiled function it calls.
 
-Three ways to the same numbers, by what `training.features` found room for: images are
+Three ways to the same numbers, by what `training.data` found room for: images are
 read and encoded in every step; their features are read; or all features are in the
 devices' memory and the host sends row numbers alone, for several steps at once.
+
+The images of a step are of one shape, and every shape has a program of its own.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -42,7 +45,7 @@ def make_stepper(
       reader: that has read images of the run already.
     """
     data = training_data(run, encoder_params, reader)
-    if data.table is not None:
+    if data.tables is not None:
         return TableStepper(run, data)
     if data.is_encoded:
         return FeatureStepper(run, data)
@@ -55,12 +58,12 @@ class Stepper:
     Attributes:
       batches: the iterator over this process's share of the data; its state continues it.
       steps_per_call: steps that can be dispatched at once.
-      program: the compiled function that `advance` calls; its first argument, the state,
-        is used up.
+      programs: for each of the data's shapes, the compiled function that `advance` calls;
+        its first argument, the state, is used up.
     """
 
     steps_per_call = 1
-    program: jax.stages.Compiled
+    programs: list[jax.stages.Compiled]
 
     def __init__(self, run: Run, data: TrainingData):
         self.run, self._data = run, data
@@ -97,6 +100,12 @@ class Stepper:
             "process_count": jax.process_count(),
         }
 
+    @property
+    def program(self) -> jax.stages.Compiled:
+        """The only program, where all images are of one shape."""
+        (program,) = self.programs
+        return program
+
     def _compiled(self, function: Callable, shardings: tuple, *arguments: Any):
         """A step whose state is donated; what follows it has these shardings."""
         state = self.run.abstract_state()
@@ -116,19 +125,24 @@ class ImageStepper(Stepper):
     def __init__(self, run: Run, data: TrainingData, encoder_params: Any):
         super().__init__(run, data)
         self._encoder_params = encoder_params
-        split = batched(run.mesh)
-        empty = run.preprocessor.empty
-        shape = (run.config.train.batch_size, *empty.shape)
-        images = jax.ShapeDtypeStruct(shape, empty.dtype, sharding=split)
+        split, batch = batched(run.mesh), run.config.train.batch_size
         shardings = (shardings_of(encoder_params), split)
-        self.program = self._compiled(
-            run.steps.train_step, shardings, encoder_params, images
-        )
+        self.programs = [
+            self._compiled(
+                run.steps.train_step,
+                shardings,
+                encoder_params,
+                jax.ShapeDtypeStruct((batch, *shape, 3), np.uint8, sharding=split),
+            )
+            for shape in data.shapes
+        ]
 
     def advance(self, state: TrainState, steps: int) -> tuple[TrainState, Metrics]:
         assert steps == 1
-        images = shard_batch(self.run.mesh, next(self.batches))
-        return self.program(state, self._encoder_params, images)
+        images = next(self.batches)
+        program = self.programs[self._data.shapes.index(images.shape[1:3])]
+        images = shard_batch(self.run.mesh, images)
+        return program(state, self._encoder_params, images)
 
 
 class FeatureStepper(Stepper):
@@ -136,18 +150,22 @@ class FeatureStepper(Stepper):
 
     def __init__(self, run: Run, data: TrainingData):
         super().__init__(run, data)
-        split = batched(run.mesh)
-        shapes = run.encoder.feature_shapes(run.config.train.batch_size)
-        shapes = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, run.config.cache.dtype), shapes
-        )
-        features = abstract_on(split, shapes)
-        self.program = self._compiled(run.steps.update, (split,), features)
+        split, batch = batched(run.mesh), run.config.train.batch_size
+        self._grids = [run.encoder.grid_of(shape) for shape in data.shapes]
+        self.programs = []
+        for shape in data.shapes:
+            shapes = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, run.config.cache.dtype),
+                run.encoder.feature_shapes(batch, shape),
+            )
+            features = abstract_on(split, shapes)
+            self.programs.append(self._compiled(run.steps.update, (split,), features))
 
     def advance(self, state: TrainState, steps: int) -> tuple[TrainState, Metrics]:
         assert steps == 1
-        features = shard_batch(self.run.mesh, next(self.batches))
-        return self.program(state, Features(**features))
+        features = Features(**next(self.batches))
+        program = self.programs[self._grids.index(features.patches.shape[2:4])]
+        return program(state, shard_batch(self.run.mesh, features))
 
 
 class TableStepper(Stepper):
@@ -161,16 +179,23 @@ class TableStepper(Stepper):
         rows = jax.ShapeDtypeStruct(self._shape, jnp.int32, sharding=everywhere)
         count = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
         take_steps = several_steps(run, self.steps_per_call)
-        self.program = self._compiled(
-            take_steps, 3 * (everywhere,), data.table, rows, count
-        )
+        self.programs = [
+            self._compiled(take_steps, 3 * (everywhere,), table, rows, count)
+            for table in data.tables
+        ]
 
     def advance(self, state: TrainState, steps: int) -> tuple[TrainState, Metrics]:
-        taken = np.zeros(self._shape, np.int32)
-        for step in range(steps):
-            taken[step] = next(self.batches)
-        rows = place(replicated(self.run.mesh), (taken, np.int32(steps)))
-        return self.program(state, self._data.table, *rows)
+        batches = [next(self.batches) for _ in range(steps)]
+        metrics: Metrics = {}
+        # A call for as many steps as follow each other in one table.
+        for table, some in itertools.groupby(batches, lambda batch: int(batch[0, 0])):
+            chosen = [batch[:, 1] for batch in some]
+            taken = np.zeros(self._shape, np.int32)
+            taken[: len(chosen)] = chosen
+            rows = place(replicated(self.run.mesh), (taken, np.int32(len(chosen))))
+            program = self.programs[table]
+            state, metrics = program(state, self._data.tables[table], *rows)
+        return state, metrics
 
     def _share(self) -> dict[str, int]:
         # Row numbers are needed by all processes.

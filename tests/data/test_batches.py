@@ -449,12 +449,12 @@ def test_masks_are_known_where_the_defect_is_marked(tmp_path):
         Record(image, "a", "hole", tmp_path / "empty.png"),
         Record(image, "a", "hole", tmp_path / "small.png"),
     ]
-    masks, known, rescued = read_masks(records, 8, "half")
+    masks, known, rescued = read_masks(records, (8, 8), "half")
     assert (masks.dtype, masks.shape) == (bool, (5, 8, 8))
     assert (known.dtype, known.tolist()) == (bool, [True, True, False, False, True])
     assert rescued == 2
     assert masks.sum(axis=(1, 2)).tolist() == [0, 8, 0, 0, 2]
-    np.testing.assert_array_equal(masks[1], resize_mask(marked > 0, 8)[0])
+    np.testing.assert_array_equal(masks[1], resize_mask(marked > 0, (8, 8))[0])
 
 
 def test_the_rule_for_masks_is_passed_on(tmp_path):
@@ -462,7 +462,9 @@ def test_the_rule_for_masks_is_passed_on(tmp_path):
     mask[6:18, 6:18] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
     records = [Record(tmp_path / "unread.png", "a", "hole", tmp_path / "mask.png")]
-    half, any_part = (read_masks(records, 8, rule)[0].sum() for rule in ("half", "any"))
+    half, any_part = (
+        read_masks(records, (8, 8), rule)[0].sum() for rule in ("half", "any")
+    )
     assert (half, any_part) == (12, 16)
 
 
@@ -470,4 +472,4 @@ def test_a_damaged_mask_is_named(tmp_path):
     (tmp_path / "mask.png").write_bytes(b"")
     records = [Record(tmp_path / "unread.png", "a", "hole", tmp_path / "mask.png")]
     with pytest.raises(UserError, match="mask.png cannot be read"):
-        read_masks(records, 8, "half")
+        read_masks(records, (8, 8), "half")

@@ -321,20 +321,21 @@ def averaging_matrix(pixels, cells):
     return np.clip(high - low, 0, None) * cells / pixels
 
 
-def cover(mask, side):
-    """[side, side]: the share of each cell that the mask covers."""
-    rows, columns = (averaging_matrix(length, side) for length in mask.shape)
+def cover(mask, shape):
+    """The share of each cell of a grid, square or not, that the mask covers."""
+    shape = shape if isinstance(shape, tuple) else (shape, shape)
+    rows, columns = map(averaging_matrix, mask.shape, shape)
     return rows @ mask.astype(float) @ columns.T
 
 
-def check_against_exact_areas(mask, side, rule):
+def check_against_exact_areas(mask, shape, rule):
     """The rule by its words: exact areas, then each lost defect's largest cell."""
-    cells, lost = resize_mask(mask, side, rule)
-    assert (cells.dtype, cells.shape) == (bool, (side, side))
-    area = cover(mask, side)
+    cells, lost = resize_mask(mask, shape, rule)
+    assert (cells.dtype, cells.shape) == (bool, shape)
+    area = cover(mask, shape)
     expected = area >= 0.5 - 1e-9 if rule == "half" else area > 1e-9
     regions, count = ndimage.label(mask, EIGHT_CONNECTED)
-    areas = [cover(regions == label, side) for label in range(1, count + 1)]
+    areas = [cover(regions == label, shape) for label in range(1, count + 1)]
     lost_areas = [area for area in areas if not expected[area > 1e-9].any()]
     assert lost == len(lost_areas)
     # A lost defect keeps one of the cells that it covers most.
@@ -362,7 +363,7 @@ def blocks(height, width, seed, count=4):
 def test_whole_ratios_average_exactly(factor, side, rule):
     for seed in range(10):
         mask = blocks(factor * side, factor * side, seed)
-        check_against_exact_areas(mask, side, rule)
+        check_against_exact_areas(mask, (side, side), rule)
 
 
 @pytest.mark.parametrize("rule", ["half", "any"])
@@ -370,14 +371,14 @@ def test_whole_ratios_average_exactly(factor, side, rule):
 def test_other_ratios_average_exactly(shape, rule):
     """Most data sets: 1000, 900 or 700 pixels onto 256 cells."""
     for seed in range(10):
-        check_against_exact_areas(blocks(*shape, seed), 16, rule)
+        check_against_exact_areas(blocks(*shape, seed), (16, 10), rule)
 
 
 @pytest.mark.parametrize("rule", ["half", "any"])
 @pytest.mark.parametrize("shape", [(8, 8), (5, 7), (3, 3), (12, 16)])
 def test_scaling_up_averages_exactly(shape, rule):
     for seed in range(10):
-        check_against_exact_areas(blocks(*shape, seed, count=2), 16, rule)
+        check_against_exact_areas(blocks(*shape, seed, count=2), (16, 19), rule)
 
 
 def test_half_of_a_cell_is_enough_and_less_is_not():
@@ -385,7 +386,7 @@ def test_half_of_a_cell_is_enough_and_less_is_not():
     mask[:4, :2] = True  # half of the first cell
     mask[4:, 4:] = True  # all of the last
     mask[4:, :1] = True  # a quarter of the third, but joined to the first
-    cells, lost = resize_mask(mask, 2)
+    cells, lost = resize_mask(mask, (2, 2))
     np.testing.assert_array_equal(cells, [[True, False], [False, True]])
     assert lost == 0
 
@@ -393,14 +394,14 @@ def test_half_of_a_cell_is_enough_and_less_is_not():
 def test_any_grows_what_half_does_not():
     mask = np.zeros((8, 8), bool)
     mask[2:5, 2:5] = True
-    np.testing.assert_array_equal(resize_mask(mask, 2, "any")[0], np.ones((2, 2)))
-    np.testing.assert_array_equal(resize_mask(mask, 2)[0], [[1, 0], [0, 0]])
+    np.testing.assert_array_equal(resize_mask(mask, (2, 2), "any")[0], np.ones((2, 2)))
+    np.testing.assert_array_equal(resize_mask(mask, (2, 2))[0], [[1, 0], [0, 0]])
 
 
 @pytest.mark.parametrize("rule", ["half", "any"])
 @pytest.mark.parametrize("filled", [False, True])
 def test_an_empty_and_a_full_mask_stay_so(rule, filled):
-    cells, lost = resize_mask(np.full((30, 50), filled), 16, rule)
+    cells, lost = resize_mask(np.full((30, 50), filled), (16, 16), rule)
     np.testing.assert_array_equal(cells, np.full((16, 16), filled))
     assert lost == 0
 
@@ -411,7 +412,7 @@ def test_a_defect_of_one_pixel_keeps_the_cell_that_it_is_in():
         for column in columns:
             mask = np.zeros((300, 500), bool)
             mask[row, column] = True
-            cells, lost = resize_mask(mask, 16)
+            cells, lost = resize_mask(mask, (16, 16))
             assert (cells.sum(), lost) == (1, 1)
             assert cells[cover(mask, 16) > 0].any()
 
@@ -419,7 +420,7 @@ def test_a_defect_of_one_pixel_keeps_the_cell_that_it_is_in():
 def test_the_cell_that_is_kept_is_the_one_covered_most():
     mask = np.zeros((100, 100), bool)
     mask[8:14, 5] = True  # two pixels in the first cell, four in the one below
-    cells, lost = resize_mask(mask, 10)
+    cells, lost = resize_mask(mask, (10, 10))
     assert (cells.sum(), lost) == (1, 1)
     assert cells[1, 0]
 
@@ -428,7 +429,7 @@ def test_each_lost_defect_is_kept_and_counted():
     mask = np.zeros((100, 100), bool)
     mask[5, 5] = mask[50, 50] = mask[99, 0] = True
     mask[20:40, 60:80] = True  # large enough to stay by itself
-    cells, lost = resize_mask(mask, 10)
+    cells, lost = resize_mask(mask, (10, 10))
     assert lost == 3
     assert cells.sum() == 3 + 4
     assert cells[0, 0] and cells[5, 5] and cells[9, 0]
@@ -437,20 +438,20 @@ def test_each_lost_defect_is_kept_and_counted():
 def test_two_lost_defects_may_share_a_cell():
     mask = np.zeros((100, 100), bool)
     mask[2, 2] = mask[7, 7] = True
-    cells, lost = resize_mask(mask, 10)
+    cells, lost = resize_mask(mask, (10, 10))
     assert (cells.sum(), lost) == (1, 2)
 
 
 def test_pixels_that_touch_at_a_corner_are_one_defect():
     mask = np.zeros((100, 100), bool)
     mask[9, 9] = mask[10, 10] = True
-    cells, lost = resize_mask(mask, 10)
+    cells, lost = resize_mask(mask, (10, 10))
     assert (cells.sum(), lost) == (1, 1)
 
 
 def test_scaling_up_repeats_pixels():
     mask = blocks(4, 4, 0)
-    cells, lost = resize_mask(mask, 16)
+    cells, lost = resize_mask(mask, (16, 16))
     np.testing.assert_array_equal(cells, np.kron(mask, np.ones((4, 4), bool)))
     assert lost == 0
 
@@ -462,7 +463,7 @@ def test_scaling_up_repeats_pixels():
     rule=st.sampled_from(["half", "any"]),
 )
 def test_no_defect_vanishes(mask, side, rule):
-    cells, lost = resize_mask(mask, side, rule)
+    cells, lost = resize_mask(mask, (side, side), rule)
     regions, count = ndimage.label(mask, EIGHT_CONNECTED)
     assert 0 <= lost <= count
     for label in range(1, count + 1):
@@ -472,5 +473,5 @@ def test_no_defect_vanishes(mask, side, rule):
 
 def test_resize_mask_leaves_its_input():
     mask = blocks(30, 50, 0)
-    resize_mask(mask, 16)
+    resize_mask(mask, (16, 16))
     np.testing.assert_array_equal(mask, blocks(30, 50, 0))

@@ -1,6 +1,7 @@
 """Images are read once: hashed, decoded and scaled in one go, and kept for the encoder."""
 
 import collections
+import dataclasses
 import hashlib
 import logging
 import os
@@ -83,7 +84,7 @@ def test_every_file_that_cannot_be_read_is_named(tmp_path):
 def test_what_waits_is_what_the_preprocessor_gives(tmp_path, monkeypatch):
     """Whether it waited in memory, or there was no room and it is read again."""
     records = drawn(tmp_path)
-    monkeypatch.setattr(reading, "WAITING_BYTES", 3 * PREPROCESSOR.empty.nbytes)
+    monkeypatch.setattr(reading, "WAITING_BYTES", 3 * 16 * 16 * 3)
     reader = ImageReader(PREPROCESSOR, 1)
     found = reader.hashed(records)
     for record in records[:3]:
@@ -110,10 +111,10 @@ def test_an_image_that_changed_since_it_was_hashed_is_refused(tmp_path, monkeypa
 
 def test_an_image_whose_features_are_stored_is_not_decoded():
     content = b"not an image, but known"
-    cache = {hashlib.sha256(content).hexdigest()}
     record = Record(EncodedImage("name", content), "any")
-    (found,) = ImageReader(PREPROCESSOR, 1, cache).hashed([record])
-    assert found.sha256 in cache
+    known = dataclasses.replace(record, sha256=hashlib.sha256(content).hexdigest())
+    (found,) = ImageReader(PREPROCESSOR, 1, {known}).hashed([record])
+    assert found == known
 
 
 def test_a_run_reads_and_decodes_each_training_image_once(

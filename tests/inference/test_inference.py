@@ -77,7 +77,7 @@ def test_a_defect_is_found_where_it_gets_a_box(run, model, trained_run):
         if record.mask is None:
             continue
         (result,) = model.predict([record.image], category=record.category)
-        (mask,), _, _ = read_masks([record], result.anomaly_map.shape[0], "half")
+        (mask,), _, _ = read_masks([record], result.anomaly_map.shape, "half")
         regions, count = scipy.ndimage.label(mask, np.ones((3, 3)))
         above = result.anomaly_map > result.pixel_threshold
         found += len(set(regions[above & mask]))

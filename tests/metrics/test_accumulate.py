@@ -103,7 +103,7 @@ def test_a_defect_smaller_than_a_cell_is_still_a_region():
     small, large = np.zeros((2, 80, 80), bool)
     small[42:44, 13:15] = True  # a fraction of one of the 8 x 8 cells
     large[20:60, 20:60] = True
-    masks = np.stack([resize_mask(mask, 8)[0] for mask in (small, large)])
+    masks = np.stack([resize_mask(mask, (8, 8))[0] for mask in (small, large)])
     assert masks.sum(axis=(1, 2)).tolist() == [1, 16]
     maps = masks.astype(np.float32)
     scores, labels = np.ones(2, np.float32), np.ones(2, bool)

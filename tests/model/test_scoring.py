@@ -12,6 +12,7 @@ from harmoniad_jax.model.scoring import (
     fuse,
     group_mean,
     image_scores,
+    map_shape,
     standardise,
     upsample,
     upsampling_matrix,
@@ -97,7 +98,7 @@ def test_standardised_training_maps_have_mean_zero_and_deviation_one():
     """In every group."""
     scale = np.float32([0.2, 5.0])[:, None, None]
     maps = {"fused": 3 + scale * normal(4, 2, 8, 8)}
-    statistics = measure_statistics(maps)
+    statistics = measure_statistics([maps])
     got = np.asarray(standardise(maps, statistics)["fused"])
     np.testing.assert_allclose(got.mean(axis=(0, 2, 3)), 0, atol=1e-5)
     np.testing.assert_allclose(got.std(axis=(0, 2, 3)), 1, rtol=1e-5)
@@ -119,32 +120,49 @@ def test_upsampling_to_the_same_size_is_the_identity():
 
 
 @pytest.mark.parametrize("sigma", [0, 1.5, 4.0])
-@pytest.mark.parametrize(("grid", "side"), [((4, 4), 32), ((5, 7), 24), ((9, 6), 5)])
-def test_upsample_equals_resize_and_gaussian_filter(grid, side, sigma):
+@pytest.mark.parametrize(
+    ("grid", "shape"), [((4, 4), (32, 32)), ((5, 7), (24, 31)), ((9, 6), (5, 4))]
+)
+def test_upsample_equals_resize_and_gaussian_filter(grid, shape, sigma):
     maps = normal(2, *grid)
-    expected = jax.image.resize(maps, (2, side, side), "linear", antialias=False)
+    expected = jax.image.resize(maps, (2, *shape), "linear", antialias=False)
     if sigma:
         filtered = [
             scipy.ndimage.gaussian_filter(each, sigma, mode="reflect")
             for each in np.asarray(expected, np.float64)
         ]
         expected = np.stack(filtered)
-    got = upsample(maps, side, sigma)
+    got = upsample(maps, shape, sigma)
     assert got.dtype == jnp.float32
     np.testing.assert_allclose(got, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("side", [1, 32, 256])
+def test_maps_of_a_square_grid_are_square(side):
+    assert map_shape((16, 16), side) == map_shape((5, 5), side) == (side, side)
+
+
+@pytest.mark.parametrize("grid", [(10, 25), (25, 10), (11, 23), (6, 45), (17, 15)])
+def test_a_patch_has_as_many_cells_along_both_axes_in_any_grid(grid):
+    """So a Gaussian of some cells is as wide in patches as on a square."""
+    shape = map_shape(grid, 256)
+    assert shape == map_shape(grid[::-1], 256)[::-1]
+    cells = np.array(shape) / grid
+    np.testing.assert_allclose(cells, 256 / np.sqrt(np.prod(grid)), rtol=0.01)
+    np.testing.assert_allclose(np.prod(shape), 256**2, rtol=0.01)
 
 
 @pytest.mark.parametrize("sigma", [0, 4.0])
 def test_constant_maps_stay_constant(sigma):
     maps = np.full((1, 5, 5), -2.5, np.float32)
-    np.testing.assert_allclose(upsample(maps, 32, sigma), -2.5, rtol=1e-5)
+    np.testing.assert_allclose(upsample(maps, (32, 32), sigma), -2.5, rtol=1e-5)
 
 
 def test_symmetric_maps_stay_symmetric():
     maps = normal(1, 5, 5)
     maps = maps + maps[:, ::-1] + maps[:, :, ::-1] + maps[:, ::-1, ::-1]
     maps += maps.transpose(0, 2, 1)
-    fine = upsample(maps, 17, 2.0)
+    fine = upsample(maps, (17, 17), 2.0)
     for mirrored in (fine[:, ::-1], fine[:, :, ::-1], fine.transpose(0, 2, 1)):
         np.testing.assert_allclose(fine, mirrored, atol=1e-5)
 
@@ -152,7 +170,7 @@ def test_symmetric_maps_stay_symmetric():
 def test_upsample_keeps_places():
     maps = np.zeros((1, 4, 4), np.float32)
     maps[0, 1, 3] = 1.0
-    fine = np.asarray(upsample(maps, 40, 2.0))[0]
+    fine = np.asarray(upsample(maps, (40, 40), 2.0))[0]
     row, column = np.unravel_index(fine.argmax(), fine.shape)
     assert 10 <= row < 20 and 30 <= column < 40
 

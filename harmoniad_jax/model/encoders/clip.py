@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import transformers
 from transformers.models.clip.modeling_flax_clip import (
@@ -35,6 +36,10 @@ class Clip(Family):
 
     def split_tokens(self, tokens: jax.Array) -> Tokens:
         return Tokens(class_token=tokens[:, 0], patches=tokens[:, 1:])
+
+    def gives_positions(self, module: nn.Module, method: str) -> bool:
+        is_embedding = isinstance(module, nn.Embed) and method == "__call__"
+        return is_embedding and module.name == "position_embedding"
 
     def projections(self, attention: FlaxCLIPAttention) -> Projections:
         return Projections(

@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import transformers
 from transformers.models.dinov2.modeling_flax_dinov2 import (
+    FlaxDinov2Embeddings,
     FlaxDinov2Module,
     FlaxDinov2SelfAttention,
 )
@@ -36,6 +38,11 @@ class Dinov2(Family):
 
     def split_tokens(self, tokens: jax.Array) -> Tokens:
         return Tokens(class_token=tokens[:, 0], patches=tokens[:, 1:])
+
+    def gives_positions(self, module: nn.Module, method: str) -> bool:
+        # The library's own resizing is not the arithmetic of `positions.py`.
+        is_embedding = isinstance(module, FlaxDinov2Embeddings)
+        return is_embedding and method == "interpolate_pos_encoding"
 
     def projections(self, attention: FlaxDinov2SelfAttention) -> Projections:
         return Projections(

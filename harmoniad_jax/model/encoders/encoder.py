@@ -8,6 +8,7 @@ holds them beside its pure function, and every step takes them as an argument.
 import contextlib
 import dataclasses
 import json
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from harmoniad_jax.errors import UserError
 from harmoniad_jax.model.encoders.attention import fused_attention
 from harmoniad_jax.model.encoders.clip import untrained_config
 from harmoniad_jax.model.encoders.family import Architecture, Family, Tokens
+from harmoniad_jax.model.encoders.positions import resize_position_embedding
 from harmoniad_jax.model.encoders.registry import FAMILIES
 from harmoniad_jax.model.encoders.weights import (
     fetch_pointer,
@@ -33,6 +35,8 @@ from harmoniad_jax.model.encoders.weights import (
 # What is subtracted from every patch token of an image: nothing, or its class token
 # (Dinomaly2, Guo et al. 2025).
 RECENTRINGS = ("none", "class_token")
+# What the position embeddings of images that are not square are called among the weights.
+POSITIONS = "positions"
 
 
 class Features(NamedTuple):
@@ -89,7 +93,11 @@ class EncoderDescription:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Encoder:
-    """A frozen encoder at one image side: a pure function and its weights."""
+    """A frozen encoder: a pure function and its weights.
+
+    It encodes square images of one side, and images of the other shapes that it was
+    fitted to (`for_shapes`).
+    """
 
     description: EncoderDescription
     image_side: int
@@ -101,23 +109,54 @@ class Encoder:
     weight_hash: str  # SHA-256 of the checkpoint's parameters, before any resizing
     attention: str = "library"  # one of `attention.ATTENTIONS`
     recentre: str = "none"  # one of `RECENTRINGS`
+    # [1 + N, D] float32 position embeddings of the checkpoint, before any resizing.
+    positions: np.ndarray | None = None
 
     @property
     def grid(self) -> int:
-        """Patches along one side of the image: h = w."""
+        """Patches along one side of a square image: h = w."""
         return self.image_side // self.description.patch
+
+    def grid_of(self, shape: Sequence[int]) -> tuple[int, int]:
+        """Patches (h, w) of an image of this shape, (height, width) in pixels."""
+        height, width = shape
+        return height // self.description.patch, width // self.description.patch
+
+    def for_shapes(self, shapes: Iterable[Sequence[int]]) -> "Encoder":
+        """The encoder with position embeddings for images of other shapes as well.
+
+        They are more weights: `params` gets the name `POSITIONS`, with an array
+        [1 + h * w, D] for each grid. Without a shape of its own it stays as it is.
+
+        Args:
+          shapes: (height, width) in pixels, multiples of the patch; squares of
+            `image_side` need nothing.
+        """
+        grids = {self.grid_of(shape) for shape in shapes} - {(self.grid, self.grid)}
+        if not grids:
+            return self
+        dtype = jax.tree.leaves(self.params)[0].dtype
+        resized = {
+            _name_of(grid): resize_position_embedding(self.positions, grid).astype(dtype)
+            for grid in sorted(grids)
+        }
+        return dataclasses.replace(self, params={**self.params, POSITIONS: resized})
 
     @property
     def width(self) -> int:
         return self.description.width
 
-    def feature_shapes(self, batch: int) -> Features:
-        """Shapes and dtypes of what `encode` returns for a batch."""
-        groups, grid = len(self.groups), self.grid
+    def feature_shapes(self, batch: int, shape: Sequence[int] | None = None) -> Features:
+        """Shapes and dtypes of what `encode` returns.
+
+        Args:
+          batch: B.
+          shape: (height, width) of the images in pixels; None: a square of `image_side`.
+        """
+        grid = self.grid_of(shape or (self.image_side, self.image_side))
+        patches = (batch, len(self.groups), *grid, self.width)
         return Features(
-            patches=jax.ShapeDtypeStruct(
-                (batch, groups, grid, grid, self.width), jnp.float32
-            ),
+            patches=jax.ShapeDtypeStruct(patches, jnp.float32),
             class_token=jax.ShapeDtypeStruct((batch, self.width), jnp.float32),
         )
 
@@ -126,15 +165,20 @@ class Encoder:
 
         Args:
           params: the encoder's weights (`self.params`, wherever they were placed).
-          images: [B, S, S, 3] uint8, RGB.
+          images: [B, H, W, 3] uint8, RGB; H = W = `image_side`, or a shape of
+            `for_shapes`.
 
         Returns:
           `Features`: patches [B, G, h, w, D] and class_token [B, D], float32.
+
+        Raises:
+          KeyError: a shape that the encoder was not fitted to.
         """
+        grid = self.grid_of(images.shape[1:3])
         mean = jnp.asarray(self.image_mean, jnp.float32) * 255.0
         std = jnp.asarray(self.image_std, jnp.float32) * 255.0
         pixels = (images.astype(jnp.float32) - mean) / std
-        with self._attention():
+        with self._attention(), self._positions(params, grid):
             hidden_states = self.module.apply(
                 {"params": params},
                 pixels.astype(self.module.dtype),
@@ -152,7 +196,7 @@ class Encoder:
         patches = jnp.stack([_recentred(group, self.recentre) for group in grouped], axis=1)
         deepest = max(tap for taps in self.groups for tap in taps)
         return Features(
-            patches=patches.reshape(*patches.shape[:2], self.grid, self.grid, self.width),
+            patches=patches.reshape(*patches.shape[:2], *grid, self.width),
             class_token=_normalise(split(hidden_states[deepest]).class_token),
         )
 
@@ -161,6 +205,26 @@ class Encoder:
         if self.attention == "fused":
             return nn.intercept_methods(fused_attention(self.description.family))
         return contextlib.nullcontext()
+
+    def _positions(
+        self, params: Any, grid: tuple[int, int]
+    ) -> contextlib.AbstractContextManager:
+        """Within it the module adds the position embeddings of this grid to its tokens."""
+        if grid == (self.grid, self.grid):
+            return contextlib.nullcontext()
+        positions, family = params[POSITIONS][_name_of(grid)], self.description.family
+
+        def intercept(call: Callable, arguments: tuple, keywords: dict, context: Any):
+            if family.gives_positions(context.module, context.method_name):
+                return positions[None]
+            return call(*arguments, **keywords)
+
+        return nn.intercept_methods(intercept)
+
+
+def _name_of(grid: tuple[int, int]) -> str:
+    """What the position embeddings of a grid are called."""
+    return f"{grid[0]}x{grid[1]}"
 
 
 def _recentred(tokens: Tokens, recentre: str) -> jax.Array:
@@ -248,6 +312,7 @@ def load_encoder(
     weight_hash = hash_params(params)
 
     hf_config = family.at_side(description.hf_config, image_side)
+    positions = np.asarray(family.positions(params), np.float32)
     params = family.resize_positions(params, image_side // description.patch)
     mean, std = _image_statistics(description)
     return Encoder(
@@ -261,6 +326,7 @@ def load_encoder(
         weight_hash=weight_hash,
         attention=attention,
         recentre=recentre,
+        positions=positions,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import flax.traverse_util
 import jax
+import numpy as np
 import transformers
 
 from harmoniad_jax.model.encoders.positions import resize_position_embedding
@@ -96,6 +97,14 @@ class Family(abc.ABC):
         """
 
     @abc.abstractmethod
+    def gives_positions(self, module: nn.Module, method: str) -> bool:
+        """Whether a method of a bound module returns what is added to the tokens.
+
+        That is, the position embeddings [1, 1 + N, D], class token first. The module makes
+        them for square images alone: for others, something else is returned in its place.
+        """
+
+    @abc.abstractmethod
     def projections(self, attention: nn.Module) -> Projections:
         """The projections of a bound module of the class `attention`."""
 
@@ -116,11 +125,15 @@ class Family(abc.ABC):
         config.image_size = image_side
         return config
 
+    def positions(self, params: Any) -> np.ndarray:
+        """The position embeddings [1 + N, D] of a parameter tree, class token first."""
+        embedding = flax.traverse_util.flatten_dict(params)[self.position_embedding]
+        return embedding.reshape(-1, embedding.shape[-1])
+
     def resize_positions(self, params: Any, grid: int) -> Any:
         """A parameter tree with position embeddings for a grid of grid x grid patches."""
         flat = flax.traverse_util.flatten_dict(params)
-        embedding = flat[self.position_embedding]
-        width = embedding.shape[-1]
-        resized = resize_position_embedding(embedding.reshape(-1, width), grid)
-        flat[self.position_embedding] = resized.reshape(*embedding.shape[:-2], -1, width)
+        shape = flat[self.position_embedding].shape
+        resized = resize_position_embedding(self.positions(params), (grid, grid))
+        flat[self.position_embedding] = resized.reshape(*shape[:-2], -1, shape[-1])
         return flax.traverse_util.unflatten_dict(flat)

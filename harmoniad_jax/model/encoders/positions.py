@@ -1,9 +1,11 @@
-"""Position embeddings for another image side than the encoder was trained at."""
+"""Position embeddings for other images than the encoder was trained at."""
+
+import math
 
 import numpy as np
 
 
-def resize_position_embedding(embedding: np.ndarray, grid: int) -> np.ndarray:
+def resize_position_embedding(embedding: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """Resizes a square grid of position embeddings as PyTorch's `interpolate` does.
 
     Bicubic, `align_corners=False`, no antialiasing: the arithmetic that the published
@@ -12,19 +14,19 @@ def resize_position_embedding(embedding: np.ndarray, grid: int) -> np.ndarray:
 
     Args:
       embedding: [1 + n * n, D] float32, class token first.
-      grid: wanted side of the grid.
+      grid: wanted (h, w) of the grid.
 
     Returns:
-      [1 + grid * grid, D] float32.
+      [1 + h * w, D] float32.
     """
     class_token, patches = embedding[:1], embedding[1:]
     side = round(len(patches) ** 0.5)
-    if side == grid:
+    if (side, side) == tuple(grid):
         return embedding
-    weights = _bicubic_weights(side, grid)
+    vertical, horizontal = (_bicubic_weights(side, length) for length in grid)
     patches = patches.reshape(side, side, -1).astype(np.float64)
-    patches = np.einsum("Yy,Xx,yxd->YXd", weights, weights, patches, optimize=True)
-    patches = patches.reshape(grid * grid, -1).astype(embedding.dtype)
+    patches = np.einsum("Yy,Xx,yxd->YXd", vertical, horizontal, patches, optimize=True)
+    patches = patches.reshape(math.prod(grid), -1).astype(embedding.dtype)
     return np.concatenate([class_token, patches])
 
 

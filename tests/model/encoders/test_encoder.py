@@ -187,7 +187,7 @@ def test_other_image_sides(checkpoint, image_side):
     model = vision_model(family, image_size=image_side)
     path = FAMILIES[family].position_embedding
     flat = flax.traverse_util.flatten_dict(checkpoint.params)
-    resized = resize_position_embedding(flat[path].reshape(-1, WIDTH), grid)
+    resized = resize_position_embedding(flat[path].reshape(-1, WIDTH), (grid, grid))
     flat[path] = resized if family == "clip" else resized[None]
     params = flax.traverse_util.unflatten_dict(flat)
     taps, class_token = library_features(model, params, images(image_side))
@@ -197,13 +197,74 @@ def test_other_image_sides(checkpoint, image_side):
     assert encoder.weight_hash == load(checkpoint.folder).weight_hash
 
 
+def test_images_that_are_not_square(checkpoint):
+    """Attention knows no places: a 2 x 8 grid is a 4 x 4 one with its embeddings.
+
+    So the library's square model, on the same patches in rows of four, is the oracle.
+    """
+    wide = np.random.default_rng(2).integers(0, 256, (2, 2 * PATCH, 8 * PATCH, 3), np.uint8)
+    encoder = load(checkpoint.folder).for_shapes([wide.shape[1:3], (SIDE, SIDE)])
+    got = encode(encoder, wide)
+    assert got.patches.shape == encoder.feature_shapes(2, wide.shape[1:3]).patches.shape
+    assert got.patches.shape == (2, 2, 2, 8, WIDTH)
+
+    tiles = wide.reshape(2, 2, PATCH, 8, PATCH, 3).swapaxes(2, 3)
+    tiles = tiles.reshape(2, 4, 4, PATCH, PATCH, 3).swapaxes(2, 3)
+    square = tiles.reshape(2, SIDE, SIDE, 3)
+    family = "clip" if "vision_model" in checkpoint.params else "dinov2"
+    path = FAMILIES[family].position_embedding
+    flat = flax.traverse_util.flatten_dict(checkpoint.params)
+    resized = resize_position_embedding(flat[path].reshape(-1, WIDTH), (2, 8))
+    flat[path] = resized.reshape(flat[path].shape)
+    params = flax.traverse_util.unflatten_dict(flat)
+    taps, class_token = library_features(checkpoint.model, params, square)
+    np.testing.assert_allclose(got.patches.reshape(taps.shape), taps, atol=2e-5)
+    np.testing.assert_allclose(got.class_token, class_token, atol=2e-5)
+    # Squares are encoded as ever, and with the very same weights.
+    plain = load(checkpoint.folder)
+    for ours, before in zip(
+        encode(encoder, images()), encode(plain, images()), strict=True
+    ):
+        np.testing.assert_array_equal(ours, before)
+    assert encoder.weight_hash == plain.weight_hash
+    assert plain.for_shapes([(SIDE, SIDE)]) is plain
+
+
+def test_a_shape_that_the_encoder_was_not_fitted_to_is_refused(checkpoint):
+    encoder = load(checkpoint.folder).for_shapes([(2 * PATCH, 8 * PATCH)])
+    images = np.zeros((1, 8 * PATCH, 2 * PATCH, 3), np.uint8)
+    with pytest.raises(KeyError, match="8x2"):
+        encode(encoder, images)
+
+
+def test_position_embeddings_are_resized_along_each_axis():
+    """What does not change along an axis does not change along it afterwards."""
+    rows = np.repeat(np.arange(5.0), 5)
+    embedding = np.stack([rows, rows.reshape(5, 5).T.ravel()], axis=-1)
+    embedding = np.concatenate([[[9.0, 8.0]], embedding]).astype(np.float32)
+    resized = resize_position_embedding(embedding, (3, 7))
+    assert resized.shape == (1 + 3 * 7, 2)
+    np.testing.assert_array_equal(resized[0], [9, 8])
+    grid = resized[1:].reshape(3, 7, 2)
+    assert (np.ptp(grid[..., 0], axis=1) < 1e-5).all()
+    assert (np.ptp(grid[..., 1], axis=0) < 1e-5).all()
+    square = [resize_position_embedding(embedding, (n, n)) for n in (3, 7)]
+    np.testing.assert_allclose(
+        grid[:, 0, 0], square[0][1:].reshape(3, 3, 2)[:, 0, 0], atol=1e-5
+    )
+    np.testing.assert_allclose(
+        grid[0, :, 1], square[1][1:].reshape(7, 7, 2)[0, :, 1], atol=1e-5
+    )
+
+
 @pytest.mark.parametrize("case", [0, 1], ids=["4_to_7", "7_to_3"])
 def test_position_embeddings_are_resized_as_in_pytorch(case):
     case = json.loads(TORCH_FIXTURE.read_text())["cases"][case]
     source, target = case["source"], case["target"]
     class_token = np.array([[7.0, 8.0, 9.0]], np.float32)
     grid = np.array(case["grid"], np.float32).reshape(source**2, 3)
-    resized = resize_position_embedding(np.concatenate([class_token, grid]), target)
+    embedding = np.concatenate([class_token, grid])
+    resized = resize_position_embedding(embedding, (target, target))
     assert resized.dtype == np.float32
     np.testing.assert_array_equal(resized[:1], class_token)
     expected = np.array(case["resized"]).reshape(target**2, 3)
@@ -212,11 +273,11 @@ def test_position_embeddings_are_resized_as_in_pytorch(case):
 
 def test_position_embeddings_of_the_same_grid_are_kept():
     embedding = np.random.default_rng(0).normal(size=(17, 3)).astype(np.float32)
-    np.testing.assert_array_equal(resize_position_embedding(embedding, 4), embedding)
+    np.testing.assert_array_equal(resize_position_embedding(embedding, (4, 4)), embedding)
 
 
 def test_constant_position_embeddings_stay_constant():
-    resized = resize_position_embedding(np.full((26, 2), 3.0, np.float32), 9)
+    resized = resize_position_embedding(np.full((26, 2), 3.0, np.float32), (9, 9))
     np.testing.assert_allclose(resized, np.full((82, 2), 3.0), rtol=1e-6)
 
 

@@ -154,6 +154,19 @@ def test_a_registered_family_gives_features(folder, stamp, clip, side, attention
     assert got.patches.std() > 0.1
 
 
+def test_a_registered_family_gives_features_of_any_shape(folder, stamp, clip):
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 32, 3), np.uint8)
+    got, expected = (
+        load_encoder(description, image_side=16, **SETTINGS).for_shapes([(8, 32)])
+        for description in (describe_encoder(str(folder)), clip)
+    )
+    object.__setattr__(expected, "image_mean", stamp.image_mean)
+    for ours, reference in zip(
+        *[jax.jit(one.encode)(one.params, images) for one in (got, expected)], strict=True
+    ):
+        np.testing.assert_allclose(ours, reference, atol=1e-5)
+
+
 def test_fused_attention_reaches_a_registered_family(folder, stamp):
     images = np.zeros((1, 16, 16, 3), np.uint8)
     programs = set()
