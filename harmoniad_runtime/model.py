@@ -123,6 +123,9 @@ def _open(path: Path, providers: list[str], threads: int):
     chosen = [(name, exact.get(name, {})) for name in providers]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    # Threads that wait leave the cores to the decoding of images, and to other programs: by
+    # default they spin, which took as much of the cores as the network itself.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=chosen)

@@ -8,7 +8,6 @@ from harmoniad_jax.data.batches import stacked
 from harmoniad_jax.inference.image_model import ImageModel, Rates
 from harmoniad_jax.inference.predictor import Predictor
 from harmoniad_jax.inference.restore import open_for_new_images
-from harmoniad_jax.inference.trained import Trained
 
 
 class TrainedModel(ImageModel):
@@ -32,16 +31,7 @@ class TrainedModel(ImageModel):
         Raises:
           UserError: no checkpoint, training is not finished, or another encoder.
         """
-        self._use(open_for_new_images(Path(workdir).expanduser(), encoder, white_level))
-
-    @classmethod
-    def of(cls, trained: Trained) -> "TrainedModel":
-        """That of a run that is open already."""
-        model = cls.__new__(cls)
-        model._use(trained)
-        return model
-
-    def _use(self, trained: Trained) -> None:
+        trained = open_for_new_images(Path(workdir).expanduser(), encoder, white_level)
         run = trained.run
         self.config, self._predictor = run.config, Predictor(trained)
         settings = run.config.calibration

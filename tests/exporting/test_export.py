@@ -14,6 +14,7 @@ from run_helpers import call_command, changed, shallow
 import harmoniad_jax
 import harmoniad_runtime
 from harmoniad_jax.errors import UserError
+from harmoniad_jax.export import _check_installed
 from harmoniad_jax.exporting import onnx_file as module
 from harmoniad_jax.exporting import proof
 from harmoniad_jax.exporting.measure import measured_calibration
@@ -146,6 +147,12 @@ def test_the_command_says_in_one_line_what_is_missing(tmp_path):
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert f"{tmp_path}/none" in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_has_to_be_installed():
+    _check_installed("json", "onnx")
+    with pytest.raises(UserError, match=r"no_such must be installed.*jax\[export\]"):
+        _check_installed("onnx", "no_such")
 
 
 def test_a_run_that_is_not_finished(trained_run, tmp_path):
