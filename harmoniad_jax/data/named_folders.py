@@ -76,11 +76,20 @@ def named_folders_dataset(
 
 
 def split_off(records: Sequence[Record], share: float) -> tuple[list[Record], list[Record]]:
-    """Those that are kept, and a share of them, evenly taken over their order."""
-    count = min(round(share * len(records)), len(records) - 1)
-    taken = {(2 * i + 1) * len(records) // (2 * count) for i in range(count)}
-    kept = [record for row, record in enumerate(records) if row not in taken]
-    return kept, [records[row] for row in sorted(taken)]
+    """Those that are kept, and a share of them, evenly taken over their order.
+
+    Views of one product of a category stay together.
+    """
+    products: dict[tuple[str, object], list[Record]] = {}
+    for row, record in enumerate(records):
+        products.setdefault((record.category, record.sample or row), []).append(record)
+    groups = list(products.values())
+    count = min(round(share * len(groups)), len(groups) - 1)
+    taken = {(2 * i + 1) * len(groups) // (2 * count) for i in range(count)}
+    parts: tuple[list[Record], list[Record]] = ([], [])
+    for index, group in enumerate(groups):
+        parts[index in taken].extend(group)
+    return parts
 
 
 def _products(root: Path, normal: str) -> dict[str, Path]:

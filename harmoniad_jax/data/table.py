@@ -7,7 +7,7 @@
 `image_path` and `label` are needed. `mask_path`, `split` (train, val, test), `category`,
 `defect` (the name of it) and `sample` (the product that several images show) may be there,
 in any order; other columns are not read. Without a split the normal images are trained on
-and the others are tested on.
+and the others are tested on, with the normal views of the same products.
 """
 
 import csv
@@ -57,7 +57,8 @@ def table_dataset(
 
     Raises:
       UserError: it is not such a table, a file is not there, a label or a split that is not
-        known, an image that is there twice. Every problem is listed, with its line.
+        known, an image that is there twice, a product in two splits. Every problem is
+        listed, with its line.
     """
     rows, has_split = _rows(path)
     base = path.parent if root is None else root
@@ -81,9 +82,11 @@ def table_dataset(
         [record for record in records if record.category in chosen]
         for records in parts.values()
     )
-    if not has_split and test_share:
-        train, good = _split_each(train, test_share)
-        test += good
+    if not has_split:
+        train, good = _without_defective_products(train, test)
+        train, more = _split_each(train, test_share)
+        test += good + more
+    problems += _products_in_two(path, {"train": train, "val": held_out, "test": test})
     for name in sorted(chosen - {record.category for record in train}):
         problems.append(f"{path} lists no normal image of {name} to learn from")
     raise_problems(problems, LISTED_PROBLEMS)
@@ -110,7 +113,8 @@ def _rows(path: Path) -> tuple[list[tuple[int, dict[str, str]]], bool]:
             f"{path} has no column {' and no column '.join(missing)}; its columns are "
             f"{', '.join(names) or 'none'}."
         )
-    return [(line, row) for line, row in rows if any(row.values())], "split" in names
+    rows = [(line, row) for line, row in rows if any(row.values())]
+    return rows, any(row.get("split") for _, row in rows)
 
 
 def _cells(row: Mapping[str | None, Any]) -> dict[str, str]:
@@ -153,6 +157,32 @@ def _record(
 
 def _defect(name: str) -> str:
     return ANOMALOUS if name in ("", GOOD) else name
+
+
+def _without_defective_products(
+    train: Sequence[Record], test: Sequence[Record]
+) -> tuple[list[Record], list[Record]]:
+    """Training images of other products than are tested on, and of the same."""
+    tested = {(record.category, record.sample) for record in test if record.sample}
+    parts: tuple[list[Record], list[Record]] = ([], [])
+    for record in train:
+        parts[(record.category, record.sample) in tested].append(record)
+    return parts
+
+
+def _products_in_two(path: Path, parts: Mapping[str, Sequence[Record]]) -> list[str]:
+    """What is wrong with products of which some views are in one split, some in another."""
+    places: dict[tuple[str, str], set[str]] = {}
+    for name, records in parts.items():
+        for record in records:
+            if record.sample:
+                places.setdefault((record.category, record.sample), set()).add(name)
+    return [
+        f"{path}: images of the sample {sample!r} of {category} are in "
+        f"{' and '.join(sorted(names))}; put all of them into one"
+        for (category, sample), names in places.items()
+        if len(names) > 1
+    ]
 
 
 def _split_each(

@@ -111,6 +111,27 @@ def test_validation_images_are_held_out_and_views_stay_together(root):
     assert not {r.sample for r in dataset.held_out} & {r.sample for r in dataset.train}
 
 
+def test_views_of_one_product_are_on_one_side(root):
+    """With a split that is given, and without one."""
+    rows = [
+        *good(0, 1, sample="a"),
+        *good(2, 3, sample="b"),
+        *bad(0, sample="a"),
+        *(row for n in range(2, 5) for row in good(2 * n, 2 * n + 1, sample=f"{n}")),
+    ]
+    splits = {"normal": "train", "abnormal": "test"}
+    given = [{**row, "split": splits[row["label"]]} for row in rows]
+    path = write_table(root / "cap.csv", given)
+    with pytest.raises(UserError, match="'a' of cap are in test and train; put all"):
+        table_dataset(path)
+    dataset = table_dataset(write_table(path, rows))
+    assert {record.sample for record in dataset.train} == {"b", "2", "3", "4"}
+    assert [record.sample for record in dataset.test] == ["a"] * 3
+    dataset = table_dataset(path, test_share=0.25)
+    train, test = ({r.sample for r in part} for part in (dataset.train, dataset.test))
+    assert (len(train), len(test), train & test) == (3, 2, set())
+
+
 def test_paths_may_be_absolute(root, tmp_path_factory):
     rows = [{"image_path": root / "ok/0.png", "label": 0}]
     path = write_table(tmp_path_factory.mktemp("elsewhere") / "cap.csv", rows)

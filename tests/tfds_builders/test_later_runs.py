@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -159,6 +160,21 @@ def test_results_of_other_domains_lie_beside_those_of_the_first(config, data, tm
         first["decisions"]["per_category"]["PCB"]["threshold"]
         == (other["decisions"]["per_category"]["PCB"]["threshold"])
     )
+
+
+def test_in_a_stream_the_same_is_decided(results, data, config, tmp_path):
+    """But for sPRO, which needs all maps of a category."""
+    shutil.copytree(data / "run", tmp_path / "run")
+    config = changed(config, "evaluation", streaming=True)
+    streamed = train_and_evaluate(config, tmp_path / "run")
+    for name in ("pixel_decisions", "decisions", "samples"):
+        assert streamed[name] == results[name]
+    assert streamed["kinds"] == {}
+    for category, figures in results["per_category"].items():
+        bound = streamed["error_bounds"][category]["pixel_aupro"]
+        found = streamed["per_category"][category]["pixel_aupro"]
+        if figures["pixel_aupro"] is not None:
+            assert abs(found - figures["pixel_aupro"]) <= bound + 1e-12
 
 
 # The figures themselves.
