@@ -168,6 +168,7 @@ def test_a_verdict_that_flips_is_beyond_any_bound():
     assert close.within(Bound(1e-4, 1e-4))
     assert close._replace(flipped=None).within(Bound(1e-4, 1e-4))
     assert not close._replace(flipped=1).within(Bound(1e-4, 1e-4))
+    assert close._replace(flipped=1).within(Bound(1e-4, 1e-4, may_flip=True))
     assert not close._replace(relative_maps=2e-4).within(Bound(1e-4, 1e-4))
     assert not close._replace(relative_scores=2e-4).within(Bound(1e-4, 1e-4))
 
