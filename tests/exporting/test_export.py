@@ -32,6 +32,12 @@ def without_openvino(monkeypatch):
     monkeypatch.setattr(module, "openvino_runtime", lambda path: None)
 
 
+@pytest.fixture
+def converted(exported, monkeypatch):
+    """Converting takes seconds: where something else is tested, it was done before."""
+    monkeypatch.setattr(module, "to_onnx", lambda *_, **__: onnx.load(exported.path))
+
+
 def test_the_file_and_its_description(exported, trained_run):
     assert {path.name for path in exported.path.parent.iterdir()} == {
         "model.onnx",
@@ -70,7 +76,9 @@ def test_what_is_printed_of_the_proof(exported):
     assert f"{exported.path}: " in lines[3]
 
 
-def test_a_file_that_differs_too_much_is_not_given_out(trained_run, tmp_path, monkeypatch):
+def test_a_file_that_differs_too_much_is_not_given_out(
+    trained_run, tmp_path, monkeypatch, converted
+):
     monkeypatch.setitem(proof.BOUNDS, "float32", Bound(0.0, 0.0))
     with pytest.raises(UserError, match="nothing was written.*differs from the run"):
         export_onnx(trained_run.workdir, tmp_path / "model.onnx", images=3)
@@ -78,23 +86,21 @@ def test_a_file_that_differs_too_much_is_not_given_out(trained_run, tmp_path, mo
 
 
 def test_where_the_images_are_gone_drawn_ones_are_compared(
-    trained_run, tmp_path, monkeypatch, capsys
+    trained_run, tmp_path, monkeypatch, capsys, converted
 ):
     def gone(config):
         raise UserError("data.root='/gone' is not a folder")
 
     monkeypatch.setattr("harmoniad_jax.exporting.proof.open_dataset", gone)
-    export_onnx(trained_run.workdir, tmp_path / "model.onnx", images=3, precision="float16")
+    export_onnx(trained_run.workdir, tmp_path / "model.onnx", images=3)
     assert "3 images (drawn images)" in capsys.readouterr().out
-    values = json.loads((tmp_path / "model.json").read_text())
-    assert values["precision"] == "float16"
     with pytest.raises(UserError, match="/gone"):
         places = {"data.root": "/gone"}
         export_onnx(trained_run.workdir, tmp_path / "other.onnx", places=places)
     assert not (tmp_path / "other.onnx").exists()
 
 
-def test_a_full_disk_leaves_nothing(trained_run, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_nothing(trained_run, tmp_path, monkeypatch, converted):
     def full(path, content):
         path.write_bytes(content[:100])
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
@@ -168,6 +174,7 @@ def test_a_verdict_that_flips_is_beyond_any_bound():
     assert close.within(Bound(1e-4, 1e-4))
     assert close._replace(flipped=None).within(Bound(1e-4, 1e-4))
     assert not close._replace(flipped=1).within(Bound(1e-4, 1e-4))
+    assert close._replace(flipped=1).within(Bound(1e-4, 1e-4, may_flip=True))
     assert not close._replace(relative_maps=2e-4).within(Bound(1e-4, 1e-4))
     assert not close._replace(relative_scores=2e-4).within(Bound(1e-4, 1e-4))
 
@@ -180,6 +187,20 @@ def test_maps_of_no_use_are_beyond_any_bound(wrong):
     assert not found.within(Bound(1e6, 1e6))
 
 
+@pytest.mark.slow
+def test_weights_in_half_the_room(trained_run, exported, tmp_path, capsys):
+    path = tmp_path / "model.onnx"
+    export_onnx(trained_run.workdir, path, precision="float16", images=6)
+    assert "  float16, ONNX Runtime" in capsys.readouterr().out
+    values = json.loads(path.with_suffix(".json").read_text())
+    assert values["precision"] == "float16"
+    assert path.stat().st_size < 0.8 * exported.path.stat().st_size
+    of_run = json.loads(exported.path.with_suffix(".json").read_text())
+    assert values["calibration"] == of_run["calibration"]
+    assert values["score_tolerance"] > of_run["score_tolerance"]
+
+
+@pytest.mark.slow
 def test_stablehlo_for_services_that_run_jax(trained_run, exported, tmp_path):
     path = tmp_path / "model.stablehlo"
     export_stablehlo(trained_run.workdir, path, images=3)

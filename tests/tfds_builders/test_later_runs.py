@@ -204,7 +204,7 @@ def test_a_map_that_marks_all_that_is_needed_has_a_perfect_spro(results, data, c
     maps = np.zeros((len(records), 44, 44), np.float32)
     for row, record in enumerate(records):
         if record.mask is not None:
-            maps[row] = resize_mask(read_mask(record.mask), 44)[0]
+            maps[row] = resize_mask(read_mask(record.mask), (44, 44))[0]
     scores = maps.max(axis=(1, 2))
     kinds = kinds_of(records, maps, scores, settings)
     assert kinds["logical_anomalies"]["au_spro"] == 1.0
