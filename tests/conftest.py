@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import environment  # noqa: F401  (before anything that imports JAX)
+import hypothesis  # noqa: F401  (it looks for referrers, and finds none of what is frozen)
 import pytest
 
 from harmoniad_jax.config import Config, default_config, parse_config
