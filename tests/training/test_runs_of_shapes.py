@@ -137,10 +137,12 @@ def test_what_is_stored_is_of_each_shape(trained):
 
 def test_evaluation_again_gives_the_same(finished):
     workdir, results = finished
-    assert evaluate_run(workdir) == results
-    assert set(results["per_category"]) == {"fabric", "tablet", "washer"}
-    for figures in results["per_category"].values():
+    again = evaluate_run(workdir)["per_category"]
+    assert set(again) == {"fabric", "tablet", "washer"}
+    for category, figures in results["per_category"].items():
         assert all(value is not None for value in figures.values())
+        # On all devices, and not on the one of training: sums are in another order.
+        assert again[category] == pytest.approx(figures, abs=1e-3)
 
 
 def test_samples_of_the_report_are_in_their_shape(trained):
