@@ -78,7 +78,7 @@ class DataConfig:
     image_side: int = setting(0, touches=FEATURES)
     # How images that are not square become the encoder's input. "squash": to the square.
     # "aspect": each category to a shape of its own, of about as many patches as the square
-    # and near the median aspect of its training images. For long or flat products.
+    # and near the median aspect of its training images. Compared in docs/results/shape.md.
     fit: str = setting(
         "squash", choices=("squash", "aspect"), touches=FEATURES, older="squash"
     )

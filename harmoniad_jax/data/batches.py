@@ -20,6 +20,8 @@ from harmoniad_jax.data.shapes import Shape
 
 # What is decoded ahead of the device in training.
 PREFETCHED_BATCHES = 4
+# Batches in training over which shapes take turns evenly.
+TURNS = 32
 
 
 # From a record to what a batch holds of it: an array, or a dictionary of arrays.
@@ -51,7 +53,9 @@ def training_order(
     """The endless order in which training reads records; by index, so it is random access.
 
     A batch is of one shape. Shapes take turns, each with as many batches as it has images:
-    so every image is read equally often, as if batches were of all shapes.
+    so every image is read equally often, as if batches were of all shapes. The turns are
+    even over `TURNS` batches and shuffled among these: a regular pattern would keep step
+    with whatever else is done every so many steps, such as logging.
 
     Args:
       records: training images; each is read once an epoch.
@@ -90,7 +94,9 @@ def _order_of_shapes(
         grain.MapDataset.range(len(order) // batch_size).map(functools.partial(_named, i))
         for i, order in enumerate(orders)
     ]
-    turns = grain.MapDataset.mix(batches, weights)
+    turns = grain.experimental.WindowShuffleMapDataset(
+        grain.MapDataset.mix(batches, weights), window_size=TURNS, seed=seed % 2**31
+    )
     return grain.MapDataset.source(_InTurns(orders, turns, batch_size))
 
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from harmoniad_jax.data.batches import training_batches
+from harmoniad_jax.data.shapes import Shape
 from harmoniad_jax.devices.compilation import compile_ahead
 from harmoniad_jax.devices.mesh import (
     abstract_on,
@@ -106,8 +107,13 @@ class Stepper:
         (program,) = self.programs
         return program
 
-    def _compiled(self, function: Callable, shardings: tuple, *arguments: Any):
-        """A step whose state is donated; what follows it has these shardings."""
+    def _compiled(
+        self, shape: Shape, function: Callable, shardings: tuple, *arguments: Any
+    ) -> jax.stages.Compiled:
+        """A step whose state is donated, for images of a shape.
+
+        What follows the state among its arguments has these shardings.
+        """
         state = self.run.abstract_state()
         state_sharding = shardings_of(state)
         jitted = jax.jit(
@@ -116,7 +122,9 @@ class Stepper:
             out_shardings=(state_sharding, replicated(self.run.mesh)),
             donate_argnums=0,
         )
-        return compile_ahead("the step", jitted, state, *arguments)
+        height, width = shape
+        several = f" for {width} x {height} px" if len(self._data.shapes) > 1 else ""
+        return compile_ahead(f"the step{several}", jitted, state, *arguments)
 
 
 class ImageStepper(Stepper):
@@ -129,6 +137,7 @@ class ImageStepper(Stepper):
         shardings = (shardings_of(encoder_params), split)
         self.programs = [
             self._compiled(
+                shape,
                 run.steps.train_step,
                 shardings,
                 encoder_params,
@@ -159,7 +168,8 @@ class FeatureStepper(Stepper):
                 run.encoder.feature_shapes(batch, shape),
             )
             features = abstract_on(split, shapes)
-            self.programs.append(self._compiled(run.steps.update, (split,), features))
+            program = self._compiled(shape, run.steps.update, (split,), features)
+            self.programs.append(program)
 
     def advance(self, state: TrainState, steps: int) -> tuple[TrainState, Metrics]:
         assert steps == 1
@@ -180,8 +190,8 @@ class TableStepper(Stepper):
         count = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
         take_steps = several_steps(run, self.steps_per_call)
         self.programs = [
-            self._compiled(take_steps, 3 * (everywhere,), table, rows, count)
-            for table in data.tables
+            self._compiled(shape, take_steps, 3 * (everywhere,), table, rows, count)
+            for shape, table in zip(data.shapes, data.tables, strict=True)
         ]
 
     def advance(self, state: TrainState, steps: int) -> tuple[TrainState, Metrics]:

@@ -16,6 +16,7 @@ from harmoniad_jax.evaluation.evaluate import evaluate_run
 from harmoniad_jax.evaluation.gallery import category_content
 from harmoniad_jax.evaluation.measure import measure
 from harmoniad_jax.inference.predictor import Predictor
+from harmoniad_jax.inference.image_model import Query
 from harmoniad_jax.inference.restore import open_trained
 from harmoniad_jax.model.scoring import map_shape
 from harmoniad_jax.run.run import prepare_run
@@ -137,10 +138,12 @@ def test_what_is_stored_is_of_each_shape(trained):
 
 def test_evaluation_again_gives_the_same(finished):
     workdir, results = finished
-    assert evaluate_run(workdir) == results
-    assert set(results["per_category"]) == {"fabric", "tablet", "washer"}
-    for figures in results["per_category"].values():
+    again = evaluate_run(workdir)["per_category"]
+    assert set(again) == {"fabric", "tablet", "washer"}
+    for category, figures in results["per_category"].items():
         assert all(value is not None for value in figures.values())
+        # On all devices, and not on the one of training: sums are in another order.
+        assert again[category] == pytest.approx(figures, abs=1e-3)
 
 
 def test_samples_of_the_report_are_in_their_shape(trained):
@@ -206,7 +209,7 @@ def test_errors_keep_their_places_among_shapes(finished, trained, tmp_path):
     broken.write_bytes(b"no image")
     images = {r.category: r.image for r in trained.run.dataset.test}
     paths = [images["fabric"], broken, images["tablet"], images["fabric"]]
-    queries = [harmoniad_jax.inference.trained_model.Query(path) for path in paths]
+    queries = [Query(path) for path in paths]
     results = list(model.stream(queries))
     assert [hasattr(result, "score") for result in results] == [True, False, True, True]
     np.testing.assert_array_equal(results[0].anomaly_map, results[3].anomaly_map)
