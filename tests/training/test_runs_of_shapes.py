@@ -15,8 +15,8 @@ import harmoniad_jax
 from harmoniad_jax.evaluation.evaluate import evaluate_run
 from harmoniad_jax.evaluation.gallery import category_content
 from harmoniad_jax.evaluation.measure import measure
-from harmoniad_jax.inference.predictor import Predictor
 from harmoniad_jax.inference.image_model import Query
+from harmoniad_jax.inference.predictor import Predictor
 from harmoniad_jax.inference.restore import open_trained
 from harmoniad_jax.model.scoring import map_shape
 from harmoniad_jax.run.run import prepare_run
