@@ -4,7 +4,7 @@ import os
 import shutil
 
 import pytest
-from run_helpers import changed
+from run_helpers import changed, shallow
 
 import harmoniad_jax
 from harmoniad_jax import terminal
@@ -16,7 +16,7 @@ from harmoniad_jax.training.loop import train_and_evaluate
 
 @pytest.fixture
 def config(tiny_config, tmp_path):
-    config = changed(tiny_config, "cache", folder=str(tmp_path / "features"))
+    config = changed(shallow(tiny_config), "cache", folder=str(tmp_path / "features"))
     config = changed(config, "sharding", data=1)
     return changed(config, "calibration", holdout=0.1)
 
