@@ -13,12 +13,14 @@ from run_helpers import call_command, changed, shallow
 
 import harmoniad_jax
 import harmoniad_runtime
+from harmoniad_jax.data.preprocess import Preprocessor
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.export import _check_installed
 from harmoniad_jax.exporting import onnx_file as module
 from harmoniad_jax.exporting import proof
 from harmoniad_jax.exporting.measure import measured_calibration
 from harmoniad_jax.exporting.onnx_file import export_onnx
+from harmoniad_jax.exporting.program import input_shape
 from harmoniad_jax.exporting.proof import Bound, Differences, compare, openvino_runtime
 from harmoniad_jax.exporting.stablehlo_file import export_stablehlo
 from harmoniad_jax.inference.image_model import Query
@@ -290,3 +292,12 @@ def test_openvino_says_the_same(exported):
     assert name.startswith("OpenVINO ")
     for found, wanted in zip(run(images), expected, strict=True):
         np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
+def test_a_run_of_several_shapes_is_refused():
+    shapes = {"rail": (28, 56), "cap": (28, 28)}
+    run = SimpleNamespace(preprocessor=Preprocessor(28, shapes=shapes))
+    with pytest.raises(UserError, match="inputs of 2 shapes.*data.fit=squash"):
+        input_shape(SimpleNamespace(run=run))
+    run.preprocessor = Preprocessor(28, shapes=dict.fromkeys(shapes, (28, 56)))
+    assert input_shape(SimpleNamespace(run=run)) == (28, 56)
