@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 CHUNK_IMAGES = 64
 # After so many batches the rest of the time is estimated.
 TIMED_BATCHES = 2
+LONG_SECONDS = 30
 # A mapped chunk holds a file descriptor, of which a process often has 1024: larger sets
 # have larger chunks instead of more.
 MOST_CHUNKS = 256
@@ -289,7 +290,8 @@ def _features(
         elif number == TIMED_BATCHES:
             rate = (encoded - first) / (time.monotonic() - begun)
             rest = round((len(records) - encoded) / rate)
-            logger.info("encoding takes about %s more", timedelta(seconds=rest))
+            if rest >= LONG_SECONDS:
+                logger.info("encoding takes about %s more", timedelta(seconds=rest))
         for row in np.flatnonzero(valid):
             yield {name: values[row] for name, values in features.items()}
 
