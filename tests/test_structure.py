@@ -128,7 +128,7 @@ ROOMS = {
 }
 COMMANDS = (
     *("train", "evaluate", "predict", "summarize", "submit", "ablate", "robustness"),
-    *("views", "export", "serve"),
+    *("views", "export", "serve", "calibrate"),
 )
 UNHEAVY = ("cli", "config", "terminal")  # what commands may import at their top
 LIGHT = ("data", "metrics", "report")  # rooms that know neither JAX nor Flax

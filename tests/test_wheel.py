@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 FILES = ("LICENSE", "README.md", "pyproject.toml", "setup.cfg", "setup.py")
 COMMANDS = (
     *("train", "evaluate", "predict", "summarize", "submit", "ablate", "robustness"),
-    *("views", "export", "serve"),
+    *("views", "export", "serve", "calibrate"),
 )
 PROGRAMS = (*COMMANDS, "runtime")
 PACKAGES = ("harmoniad_jax", "harmoniad_runtime", "tfds_builders")
