@@ -45,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         limits = Limits(**given)
         collect = Path(flags.collect).expanduser() if flags.collect else None
         token = read_token(flags.token_file) if flags.token_file else None
+        watched = _watched(flags)
         public = flags.host not in LOCAL
         if public and not token and not flags.no_auth:
             raise UserError(
@@ -60,12 +61,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 providers=tuple(flags.provider.split(",")),
                 threads=flags.threads,
             )
-            serve(opened, listener, limits, collect=collect, token=token, any_host=public)
+            options = {"collect": collect, "watched": watched, "token": token}
+            serve(opened, listener, limits, any_host=public, **options)
         return 0
 
     terminal.configure_output()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     return terminal.run(run)
+
+
+def _watched(flags: argparse.Namespace):
+    """What `--watch` asks for; None if it is not given.
+
+    Raises:
+      UserError: a flag that it needs is missing, or one is given without it.
+    """
+    from harmoniad_jax.serving.watch import Watched
+
+    if flags.watch is None:
+        if flags.output or flags.category:
+            raise UserError("--output and --category go with --watch=DIR; add it.")
+        return None
+    if flags.output is None:
+        raise UserError("--watch needs --output=DIR, a folder for its results.")
+    folder, output = (Path(one).expanduser() for one in (flags.watch, flags.output))
+    return Watched(folder, output, flags.category)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -81,6 +101,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--token_file", "--token-file", help="File with the token that clients send.")
     add("--no_auth", "--no-auth", action="store_true", help="Other machines need none.")
     add("--collect", help="Folder for images that were good after all.")
+    add("--watch", help="Folder whose images are judged as they come.")
+    add("--output", help="Of --watch: folder for results.jsonl.")
+    add("--category", help="Of --watch: product of all images.")
     add("--encoder", help="Of a run: where the encoder is now.")
     add("--white_level", type=float, help="White of images deeper than 8 bits.")
     add("--provider", default="CPUExecutionProvider", help="Of ONNX Runtime.")

@@ -39,6 +39,7 @@ from harmoniad_jax.serving.limits import Limits, too_large
 from harmoniad_jax.serving.metrics import Metrics
 from harmoniad_jax.serving.opening import Opened
 from harmoniad_jax.serving.page import build_page
+from harmoniad_jax.serving.watch import Watched, Watcher
 
 logger = logging.getLogger(__name__)
 
@@ -160,6 +161,7 @@ def make_app(
     limits: Limits | None = None,
     *,
     collect: Path | None = None,
+    watched: Watched | None = None,
     token: str | None = None,
     hosts: tuple[str, ...] | None = LOCAL_NAMES,
 ) -> Guards:
@@ -169,18 +171,28 @@ def make_app(
       opened: what it judges with.
       limits: what it accepts.
       collect: folder for images that were good after all; None: they are not kept.
+      watched: folder whose images are judged as they come; None: none.
       token: that clients must send; None: none.
       hosts: names that clients may call it by; None: any.
+
+    Raises:
+      UserError: the watched folder or its output cannot be used.
     """
     limits = limits or Limits()
     service = Service(opened, limits, collect)
     page = build_page()
+    count = service.metrics.count
+    watcher = Watcher(service.batcher, watched, limits, count) if watched else None
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         del app
         threading.Thread(target=service.warm_up, daemon=True).start()
+        if watcher:
+            watcher.start()
         yield
+        if watcher:
+            await asyncio.to_thread(watcher.close)
         # What was accepted is answered before this returns.
         await asyncio.to_thread(service.batcher.close)
 

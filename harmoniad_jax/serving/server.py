@@ -13,6 +13,7 @@ from harmoniad_jax.serving.app import make_app
 from harmoniad_jax.serving.guards import LOCAL_NAMES
 from harmoniad_jax.serving.limits import Limits
 from harmoniad_jax.serving.opening import Opened
+from harmoniad_jax.serving.watch import Watched
 
 # Seconds that a connection may stay open without a request.
 IDLE_SECONDS = 15
@@ -49,6 +50,7 @@ def serve(
     limits: Limits,
     *,
     collect: Path | None = None,
+    watched: Watched | None = None,
     token: str | None = None,
     any_host: bool = False,
 ) -> None:
@@ -58,11 +60,13 @@ def serve(
       opened: what it judges with.
       listener: see `bind`.
       limits: what it accepts.
-      collect, token: see `make_app`.
+      collect, watched, token: see `make_app`.
       any_host: whether clients may call this machine by any name.
     """
     hosts = None if any_host else LOCAL_NAMES
-    app = make_app(opened, limits, collect=collect, token=token, hosts=hosts)
+    app = make_app(
+        opened, limits, collect=collect, watched=watched, token=token, hosts=hosts
+    )
     config = uvicorn.Config(
         app,
         log_config=None,

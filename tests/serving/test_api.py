@@ -405,6 +405,8 @@ def test_the_command_serves_a_file_without_jax(exported, model, paths, tmp_path)
         (["{model}", "--token_file", __file__], "one word"),
         (["{model}", "--max_images", "100"], "--max_queue"),
         (["{model}", "--port", "http"], "--port"),
+        (["{model}", "--watch", "."], "--output"),
+        (["{model}", "--category", CATEGORY], "--watch"),
         ([], "MODEL"),
     ],
 )
