@@ -21,6 +21,8 @@ from harmoniad_jax.serving.opening import Opened
 Verdict = Literal["good", "defective"]
 Picture = Literal["map", "overlay", "heat", "thumbnail"]
 PICTURES: tuple[Picture, ...] = ("map", "overlay", "heat", "thumbnail")
+# Longer side of the pictures in pixels.
+THUMBNAIL_SIDE = 1024
 # Good parts of 1000 that a person may choose to stop.
 STOPPED_OF_1000 = (1, 2, 5, 10, 20, 30, 50, 70, 100, 150, 200, 300)
 
@@ -88,6 +90,14 @@ class ModelFacts(BaseModel):
     score_tolerance: float
     limits: dict[str, float]
     collects: bool = Field(description="whether `/v1/good` keeps images")
+    watches: bool = Field(description="whether a folder is watched")
+
+
+class Watched(BaseModel):
+    """Images of the watched folder, oldest first. `last`: for the next call's `after`."""
+
+    last: int
+    results: list[Judged]
 
 
 class Problem(BaseModel):
@@ -154,7 +164,9 @@ def _encoded(values: np.ndarray, kind: str, **options) -> str:
     return base64.b64encode(content.getbuffer()).decode()
 
 
-def model_facts(opened: Opened, limits: Limits, *, collects: bool) -> ModelFacts:
+def model_facts(
+    opened: Opened, limits: Limits, *, collects: bool, watches: bool
+) -> ModelFacts:
     """What a client is told of the model."""
     model = opened.model
     names: list[str | None] = [*model.categories]
@@ -167,6 +179,7 @@ def model_facts(opened: Opened, limits: Limits, *, collects: bool) -> ModelFacts
         categories=[_category_facts(model, name) for name in names],
         score_tolerance=model.score_tolerance,
         collects=collects,
+        watches=watches,
         limits={
             name: getattr(limits, name)
             for name in ("megabytes", "megapixels", "images", "seconds")

@@ -22,7 +22,9 @@ from harmoniad_jax.errors import UserError
 from harmoniad_jax.inference.image_model import Query as ImageQuery
 from harmoniad_jax.inference.image_model import Question
 from harmoniad_jax.inference.result import ImageResult
+from harmoniad_jax.serving import answers
 from harmoniad_jax.serving.answers import (
+    THUMBNAIL_SIDE,
     Answer,
     Judged,
     ModelFacts,
@@ -34,6 +36,7 @@ from harmoniad_jax.serving.answers import (
 )
 from harmoniad_jax.serving.batcher import Batcher, BusyError
 from harmoniad_jax.serving.collecting import keep
+from harmoniad_jax.serving.drift import Drift, Moved
 from harmoniad_jax.serving.guards import LOCAL_NAMES, Guards, RefusedError
 from harmoniad_jax.serving.limits import Limits, too_large
 from harmoniad_jax.serving.metrics import Metrics
@@ -43,7 +46,6 @@ from harmoniad_jax.serving.watch import Watched, Watcher
 
 logger = logging.getLogger(__name__)
 
-THUMBNAIL_SIDE = 1024
 LONGEST_NAME = 200
 EXAMPLE = {
     "results": [
@@ -104,7 +106,8 @@ class Service:
     def __init__(self, opened: Opened, limits: Limits, collect: Path | None):
         self.opened, self.limits, self.collect = opened, limits, collect
         self.batcher = Batcher(opened.model, limits.queue)
-        self.metrics = Metrics(self.batcher)
+        self.drift = Drift(opened.model)
+        self.metrics = Metrics(self.batcher, self.drift)
         self.ready = False
         self._requests = 0
 
@@ -213,7 +216,25 @@ def make_app(
     @app.get("/v1/model", tags=["model"])
     async def model() -> ModelFacts:
         """What the server judges with: products, thresholds, limits."""
-        return model_facts(opened, limits, collects=collect is not None)
+        return model_facts(
+            opened, limits, collects=collect is not None, watches=watcher is not None
+        )
+
+    @app.get("/v1/watched", tags=["images"], responses={404: {"model": Problem}})
+    async def latest_watched(after: int = 0) -> answers.Watched:
+        """The latest images of the folder that `--watch` names, with their pictures."""
+        if watcher is None:
+            raise RefusedError(404, "this server watches no folder; give --watch=DIR")
+        last, rows = watcher.after(after)
+        return answers.Watched(last=last, results=rows)
+
+    @app.get("/v1/drift", tags=["model"])
+    async def drift() -> list[Moved]:
+        """Whether recent images look like those that the thresholds were set on.
+
+        Every 50 images of a product are compared; a product with fewer is not listed.
+        """
+        return service.drift.latest()
 
     @app.get("/healthz", tags=["operation"])
     async def healthz() -> dict[str, str]:

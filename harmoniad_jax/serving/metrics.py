@@ -7,6 +7,7 @@ from prometheus_client.registry import Collector
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.inference.result import ImageResult
 from harmoniad_jax.serving.batcher import Batcher
+from harmoniad_jax.serving.drift import Drift
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 WORDS = {None: "no_threshold", False: "good", True: "defective"}
@@ -15,7 +16,8 @@ WORDS = {None: "no_threshold", False: "good", True: "defective"}
 class Metrics:
     """The counters of one server."""
 
-    def __init__(self, batcher: Batcher):
+    def __init__(self, batcher: Batcher, drift: Drift):
+        self._drift = drift
         self._registry = registry = CollectorRegistry()
         self.requests = Counter(
             "harmoniad_requests", "Requests to judge images.", ["status"], registry=registry
@@ -38,9 +40,11 @@ class Metrics:
         )
         capacity.set(batcher.capacity)
         registry.register(_BatchSizes(batcher))
+        registry.register(drift)
 
     def count(self, result: ImageResult | UserError) -> None:
         """Counts an image that was judged or could not be read."""
+        self._drift.note(result)
         if isinstance(result, UserError):
             self._images.labels("unreadable", "").inc()
         else:

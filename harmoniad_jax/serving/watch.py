@@ -1,5 +1,6 @@
 """Judges every new image of a folder once; results are lines of JSON."""
 
+import collections
 import json
 import logging
 import threading
@@ -14,7 +15,7 @@ from harmoniad_jax.inference.files import guess_category, photos_below
 from harmoniad_jax.inference.image_model import Query, Question
 from harmoniad_jax.inference.result import ImageResult
 from harmoniad_jax.locks import lock
-from harmoniad_jax.serving.answers import judged
+from harmoniad_jax.serving.answers import THUMBNAIL_SIDE, Judged, judged
 from harmoniad_jax.serving.batcher import Batcher, BusyError
 from harmoniad_jax.serving.limits import Limits, too_large
 
@@ -28,6 +29,9 @@ POLL_SECONDS = 0.5
 # may pause while it writes.
 PATIENCE_SECONDS = 10.0
 RETRIES = 5
+# Latest images that are kept in memory for the page, with their pictures.
+KEPT = 50
+PICTURES = ("thumbnail", "heat")
 
 
 class Watched(NamedTuple):
@@ -106,11 +110,24 @@ class Watcher:
             ) from None
         self._seen: dict[str, tuple[Version, float]] = {}  # and since when it is so
         self._retry: dict[Version, float] = {}  # when an unreadable file is read again
+        self._latest: collections.deque[tuple[int, Judged]] = collections.deque(maxlen=KEPT)
+        self._count_written = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
+
+    def after(self, number: int) -> tuple[int, list[Judged]]:
+        """The latest images since a number, oldest first, and the number for the next call.
+
+        Images are numbered from 1 when the server starts; it keeps `KEPT` of them.
+        """
+        latest = list(self._latest)
+        last = latest[-1][0] if latest else 0
+        # A larger number is of an earlier start.
+        since = number if number <= last else 0
+        return last, [row for place, row in latest if place > since]
 
     def close(self) -> None:
         """Finishes the images that are being judged, and ends."""
@@ -176,7 +193,8 @@ class Watcher:
     def _submit(self, queries: list[Query]) -> list:
         while queries:
             try:
-                return self._batcher.submit(queries, Question())
+                question = Question(thumbnail_side=THUMBNAIL_SIDE)
+                return self._batcher.submit(queries, question)
             except BusyError:
                 time.sleep(POLL_SECONDS)  # clients come first
         return []
@@ -210,9 +228,12 @@ class Watcher:
 
     def _write(self, version: Version, result: ImageResult | UserError) -> None:
         self._count(result)
-        row = judged(version.path, result, ()).model_dump(exclude={"pictures", "name"})
+        shown = judged(version.path, result, PICTURES)
+        row = shown.model_dump(exclude={"pictures", "name"})
         line = json.dumps({**version._asdict(), "time": time.time(), **row})
         self._file.write(line.encode() + b"\n")
         self._file.flush()
         self._done.add(version)
         self._retry.pop(version, None)
+        self._count_written += 1
+        self._latest.append((self._count_written, shown))

@@ -2,6 +2,7 @@
 
 import base64
 import concurrent.futures
+import configparser
 import io
 import json
 import threading
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from hostile_images import hostile_files
 from PIL import Image
-from serving_helpers import command, served, wait_until
+from serving_helpers import ROOT, command, served, wait_until
 
 import harmoniad_jax
 import harmoniad_runtime
@@ -425,3 +426,16 @@ def test_the_command_refuses_in_one_line(exported, arguments, words, capsys):
 def test_json_is_strict(client, paths):
     text = client.post("/v1/predict", files=parts(paths[:1])).text
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def test_the_container_installs_what_setup_cfg_states():
+    """The versions of the extra `serve` and of what the runtime needs."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    extras = config["options.extras_require"]
+    stated = [config["options"]["install_requires"], extras["serve"], extras["export"]]
+    known = {line.strip() for text in stated for line in text.splitlines()}
+    text = (ROOT / "deploy/requirements.txt").read_text()
+    wanted = {line for line in text.splitlines() if not line.startswith("#")}
+    assert wanted <= known
+    assert {line.strip() for line in extras["serve"].splitlines() if line} <= wanted

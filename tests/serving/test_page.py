@@ -1,6 +1,7 @@
 """The page in a real browser: drop, verdict, slider, history, camera, keys, both themes."""
 
 import csv
+import dataclasses
 import io
 import os
 import shutil
@@ -11,6 +12,8 @@ from serving_helpers import command, served
 
 import harmoniad_runtime
 from harmoniad_jax.run.run import prepare_run
+from harmoniad_jax.serving.drift import WINDOW
+from harmoniad_jax.serving.watch import Watched
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 
@@ -271,6 +274,38 @@ def test_it_was_good_after_all(page, address, paths):
     kept = [path for path in address.collect.rglob("*") if path.is_file()]
     assert [path.read_bytes() in {p.read_bytes() for p in paths} for path in kept] == [True]
     assert not page.find_element("id", "after-all").is_displayed()
+
+
+def test_a_change_of_light_is_said(page, address, paths):
+    """Here by fifty scores that no good image has."""
+    drift = address.service.drift
+    assert not page.find_element("id", "drift").is_displayed()
+    (result,) = drift._model.predict(paths[:1])
+    for _ in range(WINDOW):
+        drift.note(dataclasses.replace(result, score=1e6))
+    choose(page, paths[:1])
+    wait(page, "!document.getElementById('drift').hidden")
+    assert f"The last {WINDOW} images look unlike" in text(page, "drift")
+    assert "higher" in text(page, "drift")
+    drift._latest.clear()
+
+
+def test_images_of_a_watched_folder_appear(browser, exported, model, paths, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    watched = Watched(folder, tmp_path / "out")
+    with served(exported.path, model=model, watched=watched) as client:
+        browser.get(str(client.base_url))
+        wait(browser, "model !== null")
+        assert browser.find_element("id", "folder").is_displayed()
+        for place in range(2):
+            shutil.copy(paths[place], folder / f"{place}.png")
+            wait(browser, f"history_.length === {place + 1}")
+            assert f"{place}.png" in text(browser, "caption")
+        wait(browser, "document.getElementById('image').naturalWidth > 0")
+        found = run(browser, "history_.map(r => r.score)")
+        scores = [one.score for one in model.predict(paths[:2])]
+        assert found[::-1] == pytest.approx(scores, rel=1e-5)
 
 
 @pytest.mark.parametrize("width", [320, 390, 768])

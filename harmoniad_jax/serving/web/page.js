@@ -94,9 +94,47 @@ async function pump() {
       .then((result) => remember(result, file))
       .finally(() => {
         uploading--;
+        if (!uploading && !waiting.length) lookForDrift();
         pump();
       });
   }
+}
+
+async function lookForDrift() {
+  let answer;
+  try {
+    answer = await ask("v1/drift");
+    if (!answer.ok) return;
+  } catch {
+    return; // the next image says that the server is gone
+  }
+  const moved = (await answer.json()).filter((one) => one.moved);
+  $("drift").hidden = !moved.length;
+  $("drift").textContent = moved
+    .map((one) => {
+      const product = one.category ? ` of ${one.category}` : "";
+      const way = one.higher ? "higher" : "lower";
+      return `The last ${one.images} images${product} look unlike those that the thresholds ` +
+        `were set on: their scores are ${way}. Has the light, the camera or the product changed?`;
+    })
+    .join(" ");
+}
+setInterval(() => model && lookForDrift(), 30000);
+
+let watched = 0; // images of the folder that the page has
+
+async function lookAtFolder() {
+  try {
+    const answer = await ask(`v1/watched?after=${watched}`);
+    if (answer.ok) {
+      const { last, results } = await answer.json();
+      watched = last; // the server may have been started again
+      for (const result of results) remember(result, null);
+    }
+  } catch {
+    // tried again below
+  }
+  setTimeout(lookAtFolder, 1000);
 }
 
 function showState() {
@@ -498,6 +536,8 @@ async function start() {
     complain("The model has no thresholds, so that there are no verdicts: calibrate it with good photos.");
   }
   chooseProduct();
+  $("folder").hidden = !model.watches;
+  if (model.watches) lookAtFolder();
 }
 
 start();
