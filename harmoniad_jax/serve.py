@@ -79,13 +79,15 @@ def _watched(flags: argparse.Namespace):
     from harmoniad_jax.serving.watch import Watched
 
     if flags.watch is None:
-        if flags.output or flags.category:
-            raise UserError("--output and --category go with --watch=DIR; add it.")
+        if flags.output or flags.category or flags.webhook:
+            raise UserError(
+                "--output, --category and --webhook go with --watch=DIR; add it."
+            )
         return None
     if flags.output is None:
         raise UserError("--watch needs --output=DIR, a folder for its results.")
     folder, output = (Path(one).expanduser() for one in (flags.watch, flags.output))
-    return Watched(folder, output, flags.category)
+    return Watched(folder, output, flags.category, webhook=flags.webhook)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -104,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--watch", help="Folder whose images are judged as they come.")
     add("--output", help="Of --watch: folder for results.jsonl.")
     add("--category", help="Of --watch: product of all images.")
+    add("--webhook", help="Of --watch: address that gets every result.")
     add("--encoder", help="Of a run: where the encoder is now.")
     add("--white_level", type=float, help="White of images deeper than 8 bits.")
     add("--provider", default="CPUExecutionProvider", help="Of ONNX Runtime.")

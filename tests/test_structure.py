@@ -110,7 +110,7 @@ ROOMS = {
         *("run", "checkpoints", "inference", "harmoniad_runtime"),
     ),
     "serving": (
-        *("data", "devices", "errors", "locks", "report", "signals"),
+        *("data", "devices", "errors", "folders", "locks", "report", "signals"),
         *("inference", "harmoniad_runtime"),
     ),
     "evaluation": (

@@ -38,6 +38,7 @@ from harmoniad_jax.serving.batcher import Batcher, BusyError
 from harmoniad_jax.serving.collecting import keep
 from harmoniad_jax.serving.drift import Drift, Moved
 from harmoniad_jax.serving.guards import LOCAL_NAMES, Guards, RefusedError
+from harmoniad_jax.serving.interface import interface_page
 from harmoniad_jax.serving.limits import Limits, too_large
 from harmoniad_jax.serving.metrics import Metrics
 from harmoniad_jax.serving.opening import Opened
@@ -252,6 +253,10 @@ def make_app(
     async def metrics() -> Response:
         """Counters in Prometheus' text format."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(interface_page(app.openapi()))
 
     @app.get("/", include_in_schema=False)
     async def root() -> HTMLResponse:

@@ -9,8 +9,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from harmoniad_jax.errors import UserError
 
-# Asked by load balancers, which have no token; the page itself holds no secret.
-OPEN_PATHS = ("/", "/healthz", "/readyz")
+# Asked by load balancers, which have no token, and by browsers before they know it; neither
+# page holds a secret.
+OPEN_PATHS = ("/", "/docs", "/healthz", "/readyz")
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 SHORTEST_TOKEN = 16
 

@@ -18,6 +18,7 @@ from harmoniad_jax.locks import lock
 from harmoniad_jax.serving.answers import THUMBNAIL_SIDE, Judged, judged
 from harmoniad_jax.serving.batcher import Batcher, BusyError
 from harmoniad_jax.serving.limits import Limits, too_large
+from harmoniad_jax.serving.webhook import Webhook
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +42,14 @@ class Watched(NamedTuple):
     output: folder for `results.jsonl`, which is continued.
     category: product of all images; None: what their folders are called.
     patience: seconds that an unreadable file must not have changed for.
+    webhook: address that gets every result, see `Webhook`; None: none.
     """
 
     folder: Path
     output: Path
     category: str | None = None
     patience: float = PATIENCE_SECONDS
+    webhook: str | None = None
 
 
 class Version(NamedTuple):
@@ -60,7 +63,7 @@ class Version(NamedTuple):
 class Watcher:
     """A thread that judges what appears in a folder, until it is closed.
 
-    A result is on the disk before its image counts as judged. So after a crash an image may
+    A result is in the file before its image counts as judged. So after a crash an image may
     be judged again, but it has one line in the end, and none is lost.
     """
 
@@ -82,7 +85,7 @@ class Watcher:
         Raises:
           UserError: no such folder, or nowhere to write, or another process writes there.
         """
-        folder, output, category, patience = watched
+        folder, output, category, patience, address = watched
         if not folder.is_dir():
             raise UserError(f"--watch={folder} is not a folder.")
         if category:
@@ -94,6 +97,8 @@ class Watcher:
         self._batcher, self._folder, self._limits = batcher, folder, limits
         self._count = count
         self._category, self._patience = category, patience
+        self._results = output / RESULTS
+        self._webhook = Webhook(address, self._results) if address else None
         try:
             output.mkdir(parents=True, exist_ok=True)
             self._lock = lock(output / LOCK)
@@ -101,7 +106,6 @@ class Watcher:
                 raise UserError(
                     f"--output={output} is written by another server; name another folder."
                 )
-            self._results = output / RESULTS
             self._done = self._read_back()
             self._file = self._results.open("ab")
         except OSError as error:
@@ -117,6 +121,8 @@ class Watcher:
 
     def start(self) -> None:
         self._thread.start()
+        if self._webhook:
+            self._webhook.start()
 
     def after(self, number: int) -> tuple[int, list[Judged]]:
         """The latest images since a number, oldest first, and the number for the next call.
@@ -135,6 +141,8 @@ class Watcher:
         if self._thread.is_alive():
             self._thread.join()
         self._file.close()
+        if self._webhook:
+            self._webhook.close()
         self._lock.close()
 
     def _read_back(self) -> set[Version]:

@@ -331,6 +331,10 @@ def test_the_interface_describes_itself_with_examples(client):
     assert set(example["results"][0]) == set(fields)
     assert {"multipart/form-data", "image/*"} == set(judging["requestBody"]["content"])
     assert {"413", "503"} <= set(judging["responses"])
+    page = client.get("/docs").text
+    for words in (*spec["paths"], "curl -F images=@001.png", "413", "&quot;boxes&quot;"):
+        assert words in page
+    assert "http:" not in page and "https:" not in page and "<script" not in page
 
 
 def test_a_token_is_asked_for(exported, model, paths):

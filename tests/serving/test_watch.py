@@ -153,6 +153,8 @@ def test_mistakes(batcher, places, tmp_path):
     folder, output = places
     with pytest.raises(UserError, match="not a folder"):
         watching(batcher, (tmp_path / "nosuch", output))
+    with pytest.raises(UserError, match="http"):
+        watching(batcher, places, webhook="ftp://localhost")
     with pytest.raises(UserError, match="unknown"):
         watching(batcher, places, category="nosuch")
     first = watching(batcher, places)
