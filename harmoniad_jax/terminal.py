@@ -1,5 +1,6 @@
 """How every command ends: errors as one line, signals and closed outputs in order."""
 
+import argparse
 import contextlib
 import os
 import signal
@@ -21,6 +22,13 @@ def configure_output() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a closed one is None
             stream.reconfigure(errors="backslashreplace")
+
+
+class Parser(argparse.ArgumentParser):
+    """Flags of the commands that run without absl; a mistake is one line and status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        fail(message)
 
 
 def fail(message: object) -> NoReturn:

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harmoniad_jax import terminal
-from harmoniad_jax.errors import USER_ERROR_STATUS
 from harmoniad_jax.inference.files import UNREADABLE_STATUS, judge_files
 
 
@@ -46,16 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return terminal.run(run)
 
 
-class _Parser(argparse.ArgumentParser):
-    """One line for a mistake, as the other commands have it."""
-
-    def error(self, message: str) -> None:
-        print(f"error: {message}", file=sys.stderr)
-        sys.exit(USER_ERROR_STATUS)
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = terminal.Parser(
         prog="python -m harmoniad_runtime",
         description=__doc__.partition("\n")[0],
         allow_abbrev=False,

@@ -9,6 +9,7 @@ import numpy as np
 
 from harmoniad_jax.data.levels import Levels
 from harmoniad_jax.errors import UserError, system_problem
+from harmoniad_jax.inference import new_thresholds
 from harmoniad_jax.inference.image_model import ImageModel
 from harmoniad_runtime.description import (
     INPUT,
@@ -59,6 +60,7 @@ class ExportedModel(ImageModel):
             threads=threads or cores,
             score_tolerance=self.description.score_tolerance,
         )
+        self.use(new_thresholds.latest(path, self.own_calibration))
 
     def predict_batch(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The network alone.

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 FILES = ("LICENSE", "README.md", "pyproject.toml", "setup.cfg", "setup.py")
 COMMANDS = (
     *("train", "evaluate", "predict", "summarize", "submit", "ablate", "robustness"),
-    *("views", "export"),
+    *("views", "export", "serve", "calibrate"),
 )
 PROGRAMS = (*COMMANDS, "runtime")
 PACKAGES = ("harmoniad_jax", "harmoniad_runtime", "tfds_builders")
@@ -103,7 +103,9 @@ def test_every_file_of_a_package_is_there(installed, package):
     """Data files too: what the report is made of, and what TFDS reads of a builder."""
     files = [path.relative_to(ROOT) for path in (ROOT / package).rglob("*.*")]
     wanted = [path for path in files if "__pycache__" not in path.parts]
-    assert {".py", ".css", ".js", ".bib", ".md", ".txt"} >= {path.suffix for path in wanted}
+    assert {".py", ".html", ".css", ".js", ".bib", ".md", ".txt"} >= {
+        path.suffix for path in wanted
+    }
     assert [path for path in wanted if not (installed.site / path).is_file()] == []
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from harmoniad_jax.data.ahead import prefetched
 from harmoniad_jax.data.preprocess import Preprocessor
-from harmoniad_jax.data.records import check_categories
+from harmoniad_jax.data.records import ImageFile, check_categories
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.inference.result import ImageResult, find_boxes
 from harmoniad_jax.run.normality import GoodImages, Normality
@@ -24,11 +24,11 @@ from harmoniad_jax.run.normality import GoodImages, Normality
 class Query(NamedTuple):
     """An image to judge.
 
-    image: [H0, W0, 3] RGB or [H0, W0], or a file.
+    image: [H0, W0, 3] RGB or [H0, W0], or a file, on disk or in memory.
     category: product class, if known.
     """
 
-    image: np.ndarray | Path
+    image: np.ndarray | ImageFile
     category: str | None = None
 
 
@@ -49,8 +49,16 @@ class Question(NamedTuple):
 THE_RUNS_OWN = Question()
 
 
-class _Loaded(NamedTuple):
-    pixels: np.ndarray | None  # [H, W, 3] uint8; None: it could not be read
+class Loaded(NamedTuple):
+    """A decoded image.
+
+    pixels: [H, W, 3] uint8, what the network takes; None: it could not be read.
+    size: (width, height) of the image in pixels.
+    note, thumbnail: see `ImageResult`.
+    error: why it could not be read, in words.
+    """
+
+    pixels: np.ndarray | None
     size: tuple[int, int] = (0, 0)
     note: str = ""
     thumbnail: np.ndarray | None = None
@@ -100,6 +108,7 @@ class ImageModel(abc.ABC):
         )
         self._batch_size, self._threads = batch_size, threads
         self._score_tolerance = score_tolerance
+        self._own_calibration = calibration
 
     @abc.abstractmethod
     def _predict_batch(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -107,6 +116,45 @@ class ImageModel(abc.ABC):
 
         B is at most the batch size.
         """
+
+    @property
+    def preprocessor(self) -> Preprocessor:
+        """What makes the network's input of an image."""
+        return self._preprocessor
+
+    @property
+    def calibration(self) -> GoodImages | None:
+        """What good images score; None where no image was held out."""
+        return self._calibration
+
+    @property
+    def own_calibration(self) -> GoodImages | None:
+        """What the model was made with, whatever thresholds were set after that."""
+        return self._own_calibration
+
+    def use(self, calibration: GoodImages | None) -> None:
+        """Judges by other good images from now on."""
+        self._calibration = calibration
+
+    @property
+    def rates(self) -> Rates:
+        """What is accepted where a call does not say."""
+        return self._rates
+
+    @property
+    def batch_size(self) -> int:
+        """Images that are judged at once, at most."""
+        return self._batch_size
+
+    @property
+    def threads(self) -> int:
+        """That decode images."""
+        return self._threads
+
+    @property
+    def score_tolerance(self) -> float:
+        """A score that is so close to the threshold counts as equal to it."""
+        return self._score_tolerance
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -175,10 +223,16 @@ class ImageModel(abc.ABC):
         Args and Raises: see `predict`; mistakes are found before the first image is asked
         for. Memory is that of a batch.
         """
-        self._check(queries, question)
+        self.check(queries, question)
         return self._stream(queries, question)
 
-    def _check(self, queries: Sequence[Query], question: Question) -> None:
+    def check(self, queries: Sequence[Query], question: Question = THE_RUNS_OWN) -> None:
+        """Refuses what cannot be judged; no file is opened.
+
+        Raises:
+          UserError: the category is not known, or a rate or threshold is none.
+          ValueError: an array of another shape or dtype.
+        """
         rate, threshold = question.false_positive_rate, question.threshold
         if rate is not None and not 0 < rate < 1:
             raise UserError(
@@ -205,23 +259,30 @@ class ImageModel(abc.ABC):
         """
         loaded = prefetched(
             queries,
-            lambda query: self._load(query, question.thumbnail_side),
+            lambda query: self.load_image(query, question.thumbnail_side),
             self._threads,
         )
         size = len(self._preprocessor.all_shapes) * self._batch_size
         pairs = zip(queries, loaded, strict=True)
         while chunk := list(itertools.islice(pairs, size)):
-            predicted = self._predict([one.pixels for _, one in chunk])
+            predicted = self.predict_pixels([one.pixels for _, one in chunk])
             for (query, one), found in zip(chunk, predicted, strict=True):
                 if found is None:
                     yield UserError(one.error)
                 else:
-                    yield self._result(query, question, one, *found)
+                    yield self.result(query, question, one, *found)
 
-    def _predict(
+    def predict_pixels(
         self, images: Sequence[np.ndarray | None]
     ) -> list[tuple[np.ndarray, float] | None]:
-        """Anomaly map and score of each image [H, W, 3] uint8, in order; None of None."""
+        """Anomaly map and score of each image, in order; None of None.
+
+        With `load_image` and `result` a caller can do what `stream` does, and batch
+        images that are judged in different ways.
+
+        Args:
+          images: `Loaded.pixels`, of any shapes.
+        """
         rows_of: dict[tuple[int, ...], list[int]] = {}
         for row, pixels in enumerate(images):
             if pixels is not None:
@@ -235,8 +296,8 @@ class ImageModel(abc.ABC):
                     found[row] = (maps[place], float(scores[place]))
         return found
 
-    def _load(self, query: Query, thumbnail_side: int) -> _Loaded:
-        """Decodes an image once, for the encoder and for the eye."""
+    def load_image(self, query: Query, thumbnail_side: int = 0) -> Loaded:
+        """Decodes an image once, for encoder and eye; errors are in the result."""
         preprocessor, image = self._preprocessor, query.image
         try:
             if isinstance(image, np.ndarray):
@@ -244,22 +305,23 @@ class ImageModel(abc.ABC):
             else:
                 decoded = preprocessor.decode(image)
         except UserError as error:
-            return _Loaded(None, error=str(error))
+            return Loaded(None, error=str(error))
         image, note = decoded.image, decoded.note
         pixels, size = preprocessor.scale(image, query.category), decoded.size
         if not thumbnail_side:
-            return _Loaded(pixels, size, note)
+            return Loaded(pixels, size, note)
         image.thumbnail((thumbnail_side, thumbnail_side))
-        return _Loaded(pixels, size, note, np.asarray(image.convert("RGB")))
+        return Loaded(pixels, size, note, np.asarray(image.convert("RGB")))
 
-    def _result(
+    def result(
         self,
         query: Query,
         question: Question,
-        loaded: _Loaded,
+        loaded: Loaded,
         anomaly_map: np.ndarray,
         score: float,
     ) -> ImageResult:
+        """What follows from an image's map [H', W'] and score: verdict and boxes."""
         normality, threshold = self._normality(query.category), question.threshold
         pixel_threshold = normalised_score = normalised_map = None
         if normality is not None:

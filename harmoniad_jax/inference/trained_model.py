@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from harmoniad_jax.data.batches import stacked
+from harmoniad_jax.inference import new_thresholds
 from harmoniad_jax.inference.image_model import ImageModel, Rates
 from harmoniad_jax.inference.predictor import Predictor
 from harmoniad_jax.inference.restore import open_for_new_images
@@ -31,7 +32,8 @@ class TrainedModel(ImageModel):
         Raises:
           UserError: no checkpoint, training is not finished, or another encoder.
         """
-        trained = open_for_new_images(Path(workdir).expanduser(), encoder, white_level)
+        folder = Path(workdir).expanduser()
+        trained = open_for_new_images(folder, encoder, white_level)
         run = trained.run
         self.config, self._predictor = run.config, Predictor(trained)
         settings = run.config.calibration
@@ -42,6 +44,7 @@ class TrainedModel(ImageModel):
             batch_size=run.evaluation_batch_size,
             threads=run.config.data.threads,
         )
+        self.use(new_thresholds.latest(folder, self.own_calibration))
 
     def _predict_batch(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The batch is filled up: one size is one program."""

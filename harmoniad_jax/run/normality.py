@@ -100,6 +100,13 @@ class GoodImages:
         known = self.per_category.get(category)
         return len(known.scores) if known else 0
 
+    def with_category(self, category: str, normality: Normality) -> "GoodImages":
+        """With other good images of a category; all together follow."""
+        per_category = {**self.per_category, category: normality}
+        others = tuple(name for name in self.others if name != category)
+        overall = merged(list(per_category.values()))
+        return GoodImages(self.settings, overall, per_category, others)
+
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
@@ -114,6 +121,30 @@ class GoodImages:
             {name: normality(stored) for name, stored in values["per_category"].items()},
             tuple(values.get("others", ())),
         )
+
+
+def merged(parts: Sequence[Normality]) -> Normality:
+    """Good images of several categories together.
+
+    Scores are exact. Pixels are no longer known: a level is exceeded by the mean of the
+    shares of the parts, weighted by their images. Between the stored levels a share is
+    interpolated over its logarithm, as `pixel_threshold` does it. Shares above a tenth are
+    rough, since half is the only larger one that is stored.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    scores = sorted(score for part in parts for score in part.scores)
+    grid = np.unique(np.concatenate([part.pixel_levels for part in parts]))
+    shares = np.zeros_like(grid)
+    for part in parts:
+        of_part = np.exp(np.interp(grid, part.pixel_levels, np.log(PIXEL_SHARES)))
+        # What none of its pixels exceeded is not exceeded by more.
+        of_part[grid > part.pixel_levels[-1]] = 0.0
+        shares += len(part.scores) / len(scores) * of_part
+    shares = np.maximum(shares, PIXEL_SHARES[-1] * 1e-3)
+    # np.interp wants its grid ascending, and shares fall with the level.
+    levels = np.interp(np.log(PIXEL_SHARES[::-1]), np.log(shares[::-1]), grid[::-1])
+    return Normality(tuple(scores), tuple(levels[::-1].tolist()))
 
 
 def _normalise(values: Any, low: float, threshold: float) -> Any:

@@ -4,6 +4,7 @@ import csv
 
 import numpy as np
 import pytest
+from hostile_images import noise
 from PIL import Image
 
 # Pillow warns of what it mends, such as EXIF data that are cut off.
@@ -13,10 +14,6 @@ COLUMNS = [
     *("path", "score", "normalised_score", "threshold"),
     *("verdict", "category", "boxes", "note", "error"),
 ]
-
-
-def noise(height=24, width=30, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
 def write_image(path, image=None, **options):

@@ -1,26 +1,18 @@
 """The report in a real browser: opened from disk, used by keyboard, on a phone."""
 
-import base64
-import io
 import json
 import os
 import shutil
 from urllib.parse import urlsplit
 
-import numpy as np
 import pytest
-from PIL import Image
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 
+from browser_helpers import FLAGS, contrast, key, run, screenshot, show  # noqa: E402
 from selenium.webdriver.chrome.service import Service  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
-
-FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-)
 
 
 @pytest.fixture(scope="module")
@@ -50,29 +42,6 @@ def page(browser, index):
     browser.get(index.as_uri())
     yield browser
     assert browser.get_log("browser") == []
-
-
-def show(browser, *, width=1280, height=900, scheme="light"):
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride",
-        {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 700},
-    )
-    feature = {"name": "prefers-color-scheme", "value": scheme}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
-
-
-def screenshot(browser):
-    """The window, [H, W, 3] uint8."""
-    data = browser.execute_cdp_cmd("Page.captureScreenshot", {"format": "png"})["data"]
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"))
-
-
-def run(browser, script, *arguments):
-    return browser.execute_script(f"return {script}", *arguments)
-
-
-def key(browser, *keys):
-    webdriver.ActionChains(browser).send_keys(*keys).perform()
 
 
 def shown_names(browser, selector):
@@ -262,15 +231,3 @@ def test_both_colour_schemes(page):
         )
         assert contrast(*colours) > 7
     assert means["light"] > 220 and means["dark"] < 60
-
-
-def contrast(*colours):
-    """Of WCAG 2: at least 4.5 is readable."""
-    luminances = []
-    for colour in colours:
-        channels = np.array([int(c) for c in colour.strip("rgb()").split(",")]) / 255
-        linear = np.where(
-            channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4
-        )
-        luminances.append(linear @ np.array([0.2126, 0.7152, 0.0722]))
-    return (max(luminances) + 0.05) / (min(luminances) + 0.05)

@@ -1,0 +1,87 @@
+"""Drift: seldom reported where there is none, soon where the light has changed."""
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance
+
+import harmoniad_runtime
+from harmoniad_jax.errors import UserError
+from harmoniad_jax.run.normality import GoodImages, Normality
+from harmoniad_jax.run.run import prepare_run
+from harmoniad_jax.serving.drift import LEVEL, WINDOW, Drift
+
+
+class Result:
+    def __init__(self, score, category=None):
+        self.score, self.category = score, category
+
+
+class Model:
+    def __init__(self, scores):
+        normality = Normality(tuple(np.sort(scores).tolist()), (0.0,))
+        self.calibration = GoodImages({}, normality, {"a": normality})
+
+
+def windows(rng, *, good_images, count, move=0.0, defective=0.0):
+    """The share of windows that are reported; each has a calibration of its own."""
+    moved = 0
+    for _ in range(count):
+        drift = Drift(Model(rng.gamma(4.0, size=good_images)))
+        scores = rng.gamma(4.0, size=WINDOW) + move
+        scores[: round(defective * WINDOW)] += 50
+        for score in scores:
+            drift.note(Result(score))
+        (latest,) = drift.latest()
+        moved += latest.moved
+        assert not latest.moved or move == 0 or latest.higher == (move > 0)
+    return moved / count
+
+
+@pytest.mark.parametrize("good_images", [10, 30, 100])
+def test_at_most_one_window_in_a_hundred_is_a_false_alarm(good_images):
+    rng = np.random.default_rng(0)
+    # Three deviations of 500 draws above the level.
+    limit = LEVEL + 3 * (LEVEL * (1 - LEVEL) / 500) ** 0.5
+    assert windows(rng, good_images=good_images, count=500) <= limit
+
+
+@pytest.mark.parametrize("move", [2.5, -2.5])
+def test_a_move_is_seen(move):
+    """Of a little more than a deviation, which is 2."""
+    assert windows(np.random.default_rng(0), good_images=30, count=50, move=move) > 0.9
+
+
+def test_some_defects_are_no_drift():
+    rng = np.random.default_rng(0)
+    assert windows(rng, good_images=30, count=50, defective=0.2) <= 0.1
+    assert windows(rng, good_images=30, count=50, defective=0.8) > 0.9
+
+
+def test_products_are_told_apart_and_errors_do_not_count():
+    drift = Drift(Model(np.arange(30.0)))
+    for place in range(WINDOW):
+        drift.note(Result(place % 30, "a"))
+        drift.note(Result(100.0, None))
+        drift.note(UserError("unreadable"))
+    found = {one.category: one.moved for one in drift.latest()}
+    assert found == {"a": False, None: True}
+    (family,) = drift.collect()
+    assert {sample.labels["category"] for sample in family.samples} == {"a", ""}
+
+
+def test_darker_images_are_reported(exported, trained_run):
+    """Half of the light, through a real network: its own images are not reported."""
+    model = harmoniad_runtime.load(exported.path, threads=1)
+    dataset = prepare_run(trained_run.config).dataset
+    good = [one.image for one in [*dataset.train, *dataset.held_out]]
+    good = [path for path in good if "tablet" in str(path)]
+    photos = [Image.open(path).convert("RGB") for path in good]
+    before = [one.score for one in model.predict([np.asarray(one) for one in photos])]
+    for brightness, moved in ((1.0, False), (0.4, True)):
+        changed = [ImageEnhance.Brightness(one).enhance(brightness) for one in photos]
+        results = model.predict([np.asarray(one) for one in changed])
+        drift = Drift(Model(before))
+        for place in range(WINDOW):
+            drift.note(results[place % len(results)])
+        (latest,) = drift.latest()
+        assert latest.moved == moved
