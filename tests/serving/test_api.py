@@ -5,6 +5,8 @@ import concurrent.futures
 import configparser
 import io
 import json
+import re
+import signal
 import threading
 
 import httpx
@@ -430,6 +432,22 @@ def test_the_command_refuses_in_one_line(exported, arguments, words, capsys):
 def test_json_is_strict(client, paths):
     text = client.post("/v1/predict", files=parts(paths[:1])).text
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def test_a_server_that_is_told_to_end_answers_what_it_accepted(exported, paths):
+    with command(exported.path, "--threads", 1) as (address, process):
+        wait_until(lambda: httpx.get(f"{address}/readyz").status_code == 200)
+        files = (3 * parts(paths))[:32]  # long enough to be seen waiting
+        with concurrent.futures.ThreadPoolExecutor(1) as pool, httpx.Client() as client:
+            asked = pool.submit(
+                httpx.post, f"{address}/v1/predict", files=files, timeout=30
+            )
+            waiting = re.compile("harmoniad_images_waiting [1-9]")
+            wait_until(lambda: waiting.search(client.get(f"{address}/metrics").text))
+            process.send_signal(signal.SIGTERM)
+            answer = asked.result()
+        assert process.wait(30) == 0
+        assert len(answer.json()["results"]) == 32
 
 
 def test_the_container_installs_what_setup_cfg_states():
