@@ -201,16 +201,23 @@ def with_older_values(kind: type, stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def older_values(kind: type, stored: Mapping[str, Any]) -> dict[str, Any]:
-    """What continues a run that lacks settings whose default is not what such runs did.
+    """What continues a run that began before some settings existed as it began.
+
+    That is a run that lacks settings whose default is not what such runs did, or that was
+    continued since, and has their older value.
 
     Returns:
       Dotted path -> the older value.
     """
     known = flatten(stored)
-    return {
-        path: field.metadata[_METADATA].older
+    older = {
+        path: (field.metadata[_METADATA].older, field.default)
         for path, _, field in _single_fields(kind)
-        if path not in known and field.metadata[_METADATA].older != field.default
+    }
+    return {
+        path: value
+        for path, (value, default) in older.items()
+        if value != default and known.get(path, value) == value
     }
 
 

@@ -120,5 +120,7 @@ def test_an_older_run_is_continued_as_it_began():
     older = older_values(Line, known)
     assert older == {"light.place": "left"}
     assert replaced(Line(speed=3.0), older) == Line(Light(place="left"), speed=3.0)
+    # Continued once, it has the older value itself.
+    assert older_values(Line, dataclasses.asdict(replaced(Line(), older))) == older
     assert older_values(Line, dataclasses.asdict(Line())) == {}
     assert replaced(Line(), {}) == Line()
