@@ -106,8 +106,17 @@ def _check_output(output: Path) -> None:
 
 def _write(trained: Trained, records: Sequence[Record], folder: Path) -> None:
     """Writes the two files of each image; maps are scaled to its size."""
+    predictor = Predictor(trained)
+    categories = [record.category for record in records]
+    for rows in trained.run.preprocessor.by_shape(categories).values():
+        _write_shape(predictor, [records[row] for row in rows], folder)
+
+
+def _write_shape(predictor: Predictor, records: Sequence[Record], folder: Path) -> None:
+    """The same for images whose inputs are of one shape."""
+    trained = predictor.trained
     rate = trained.run.config.calibration.pixel_false_positive_rate
-    for some, prediction in Predictor(trained).batches(records, "private images"):
+    for some, prediction in predictor.batches(records, "private images"):
         for record, anomaly_map in zip(some, prediction.anomaly_maps, strict=True):
             width, height = decoded_size(record.image)
             values = resize(anomaly_map, (height, width))
