@@ -27,8 +27,13 @@ EXIF_ON_ITS_SIDE = (5, 6, 7, 8)
 # Formats whose stated depth Pillow spreads over 16 bits.
 SPREAD_FORMATS = ("JPEG2000", "PPM")
 JPEG_FORMATS = ("JPEG", "MPO")
-# How libjpeg's warnings of lost data begin.
+# Formats that are programs: to decode them runs what the file says.
+REFUSED_FORMATS = ("EPS", "WMF")
+# A larger JPEG is decoded smaller, whatever the limit is: pixels must not depend on that.
+WHOLE_MEGAPIXELS = 500.0
+# How libjpeg's warnings of lost data begin, and what cameras fill a file up with.
 JPEG_DAMAGE = "Corrupt JPEG data"
+JPEG_END, PADDING = b"\xff\xd9", b"\0"
 # The limit of `decode` where no run sets one, and what takes the place of Pillow's own,
 # which a line scan exceeds.
 MAX_MEGAPIXELS = 500.0
@@ -59,10 +64,9 @@ def read_size(file: ImageFile) -> tuple[int, int]:
         register_heif()
     try:
         source = file if isinstance(file, Path) else io.BytesIO(file.read_bytes())
-        with Image.open(source) as image:
+        with Image.open(source, formats=_formats()) as image:
             width, height = image.size
-            # The base class's method: that of PNG files decodes the whole image.
-            orientation = Image.Image.getexif(image).get(EXIF_ORIENTATION)
+            orientation = _orientation(image)
     except Exception as error:  # see `_reporting`
         raise UserError(f"{file} cannot be read as an image ({error})") from None
     return (height, width) if orientation in EXIF_ON_ITS_SIDE else (width, height)
@@ -210,7 +214,7 @@ def is_deep(file: ImageFile) -> bool:
             if bits is not None:
                 return bits > 8
             stream.seek(0)
-            with Image.open(stream) as image:
+            with Image.open(stream, formats=_formats()) as image:
                 return image.mode.startswith(("I", "F"))
     except Exception:  # see `_reporting`
         return True
@@ -235,9 +239,9 @@ def _decode(
         register_heif()
         if not reads_heif():
             raise ValueError(f"unknown format; {advice_on('', start)}")
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data), formats=_formats()) as image:
         width, height = image.size
-        excess = math.sqrt(width * height / (max_megapixels * 1e6))
+        excess = math.sqrt(width * height / (WHOLE_MEGAPIXELS * 1e6))
         reduced = image.format in JPEG_FORMATS and excess > 1
         if reduced:  # JPEG alone can be decoded smaller: by 2, 4 or 8 on each side
             factor = min(2 ** math.ceil(math.log2(excess)), 8)
@@ -256,11 +260,33 @@ def _lost_pixels(jpeg: bytes) -> bool:
 
     A second decoder reads it again, at an eighth of the size, and is strict.
     """
+
+    def damage(data: bytes) -> str:
+        try:
+            simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1, strict=True)
+        except ValueError as error:
+            return str(error) if JPEG_DAMAGE in str(error) else ""
+        return ""
+
+    if "extraneous" not in (found := damage(jpeg)):
+        return bool(found)
+    # Bytes before the end that are no image: filling, or the rest of what was lost.
+    body, end, _ = jpeg.rpartition(JPEG_END)
+    return bool(damage(body.rstrip(PADDING) + end))
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """The orientation of EXIF; None where there is none, or none that can be read."""
     try:
-        simplejpeg.decode_jpeg(jpeg, "GRAY", min_height=1, min_width=1, strict=True)
-    except ValueError as error:
-        return JPEG_DAMAGE in str(error)
-    return False
+        # The base class's method: that of PNG files decodes the whole image.
+        return Image.Image.getexif(image).get(EXIF_ORIENTATION)
+    except Exception:  # whatever a damaged block raises: it says nothing of the pixels
+        return None
+
+
+def _formats() -> list[str]:
+    """The formats of Pillow that are read."""
+    return [name for name in Image.OPEN if name not in REFUSED_FORMATS]
 
 
 def _check(size: tuple[int, int], max_megapixels: float) -> None:

@@ -27,7 +27,9 @@ IMAGE_SUFFIXES = frozenset(
     suffix
     for suffix, image_format in Image.registered_extensions().items()
     # MPO is read by the reader of JPEG, which picks it up by content.
-    if image_format in Image.OPEN or image_format == "MPO"
+    # EPS and WMF are programs, not photos: see `images.py`.
+    if (image_format in Image.OPEN or image_format == "MPO")
+    and image_format not in ("EPS", "WMF")
 )
 
 

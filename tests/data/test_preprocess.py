@@ -1,5 +1,7 @@
 """From files to pixels and from masks to cells, against numpy and exact arithmetic."""
 
+import zlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -196,8 +198,9 @@ def test_a_jpeg_that_lost_pixels_is_noted(tmp_path):
     whole = path.read_bytes()
     assert decode(path).note == ""
     end = whole[-2:]
-    path.write_bytes(whole[:-2] + bytes(3) + end)  # padding loses nothing
-    assert decode(path).note == ""
+    for filling in (3, 700):  # which loses nothing
+        path.write_bytes(whole[:-2] + bytes(filling) + end)
+        assert decode(path).note == ""
     path.write_bytes(whole[: len(whole) // 2] + end)
     assert "damaged" in decode(path).note
     path.write_bytes(whole[: len(whole) // 2] + bytes(len(whole) // 2) + end)
@@ -209,6 +212,26 @@ def test_a_jpeg_that_lost_pixels_is_noted(tmp_path):
 def test_a_whole_jpeg_is_not_called_damaged(tmp_path, mode, options):
     image = Image.fromarray(noise(33, 65)).convert(mode)
     assert decode(saved(tmp_path, image, ".jpg", **options)).note == ""
+
+
+def test_a_program_is_not_run(tmp_path):
+    """Pillow would give it to Ghostscript, which runs it."""
+    path = tmp_path / "image.png"
+    image = Image.fromarray(noise(8, 8))
+    image.save(path, "EPS")
+    for read in (decode, read_size):
+        with pytest.raises(UserError, match="cannot be read as an image"):
+            read(path)
+
+
+def test_a_damaged_block_of_exif_does_not_hide_the_size(tmp_path):
+    path = saved(tmp_path, noise(5, 7))
+    content = path.read_bytes()
+    block = b"eXIf" + b"no exif at all"
+    checksum = zlib.crc32(block).to_bytes(4, "big")
+    block = (len(block) - 4).to_bytes(4, "big") + block + checksum
+    path.write_bytes(content[:33] + block + content[33:])  # behind the header
+    assert read_size(path) == (7, 5)
 
 
 @pytest.mark.parametrize("read", [read_image, read_mask, read_size])
