@@ -130,7 +130,8 @@ def _sorted_photos(
 def _measure(
     model: ImageModel, category: str, files: Sequence[Path], say: Callable[[str], None]
 ) -> Measured:
-    known = category if category in model.categories else None
+    products = {*model.categories, *model.preprocessor.shapes}
+    known = category if category in products else None
     queries = [Query(file, known) for file in files]
     measured = Measured([], np.zeros(0, np.float32), [])
     scores = []

@@ -5,6 +5,7 @@ a run and its exported file cannot differ in that.
 """
 
 import abc
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -121,6 +122,11 @@ class ImageModel(abc.ABC):
     def preprocessor(self) -> Preprocessor:
         """What makes the network's input of an image."""
         return self._preprocessor
+
+    def limit_megapixels(self, most: float) -> None:
+        """Refuses larger images from now on, before they are decoded."""
+        limit = min(most, self._preprocessor.max_megapixels)
+        self._preprocessor = dataclasses.replace(self._preprocessor, max_megapixels=limit)
 
     @property
     def calibration(self) -> GoodImages | None:

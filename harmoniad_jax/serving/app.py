@@ -106,6 +106,8 @@ class Service:
 
     def __init__(self, opened: Opened, limits: Limits, collect: Path | None):
         self.opened, self.limits, self.collect = opened, limits, collect
+        # Not every header that decodes can be read before.
+        opened.model.limit_megapixels(limits.megapixels)
         self.batcher = Batcher(opened.model, limits.queue)
         self.drift = Drift(opened.model)
         self.metrics = Metrics(self.batcher, self.drift)
@@ -141,7 +143,9 @@ class Service:
         Raises:
           RefusedError: no room, or the category, rate or threshold is none.
         """
-        refused = [too_large(image, self.limits) for image in images]
+        refused = await asyncio.to_thread(
+            lambda: [too_large(image, self.limits) for image in images]
+        )
         queries = [
             ImageQuery(image, category)
             for image, reason in zip(images, refused, strict=True)
@@ -355,7 +359,8 @@ def _add_collecting(app: FastAPI, service: Service) -> None:
         with service.admitted():
             async with _timed(service.limits):
                 data = await request.body()
-                if reason := too_large(EncodedImage("the image", data), service.limits):
+                image = EncodedImage("the image", data)
+                if reason := await asyncio.to_thread(too_large, image, service.limits):
                     raise RefusedError(422, reason)
                 model = service.opened.model
                 try:

@@ -1,7 +1,7 @@
 """Photos that were good after all, kept for `python -m harmoniad_jax.calibrate`."""
 
 import hashlib
-import os
+import uuid
 from pathlib import Path
 
 from harmoniad_jax.data.records import EncodedImage
@@ -37,10 +37,11 @@ def keep(folder: Path, model: ImageModel, data: bytes, category: str | None) -> 
     if loaded.error:
         raise UserError(loaded.error)
     suffix = next((s for start, s in SUFFIXES.items() if data.startswith(start)), None)
-    # A category may be called DATA_SET/CLASS.
-    place = folder / (category or UNKNOWN).replace("/", "_").strip(".")
+    # One that the model knows may be called DATA_SET/CLASS, and is found again by that.
+    safe = (category or UNKNOWN).replace("/", "_").strip(".")
+    place = folder / (category if category in model.categories else safe)
     path = place / (hashlib.sha256(data).hexdigest()[:32] + (suffix or OTHER_SUFFIX))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         place.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(data)

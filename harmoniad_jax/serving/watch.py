@@ -173,7 +173,8 @@ class Watcher:
 
     def _judge_some(self) -> bool:
         """Judges up to a batch; whether there was any."""
-        ready = self._complete_files()[: self._batcher.model.batch_size]
+        most = min(self._batcher.model.batch_size, self._limits.queue)
+        ready = self._complete_files()[:most]
         found, images = [], []
         for version, since in ready:
             try:
@@ -190,7 +191,10 @@ class Watcher:
             known = self._batcher.model.categories
             product = self._category or guess_category(name, known, self._folder)
             images.append(Query(image, product))
-        for (version, since), future in zip(found, self._submit(images), strict=True):
+        futures = self._submit(images)
+        if futures is None:  # the server ends: they are judged after it starts again
+            return False
+        for (version, since), future in zip(found, futures, strict=True):
             result = future.result()
             if isinstance(result, UserError):
                 self._refuse(version, since, str(result))
@@ -198,14 +202,14 @@ class Watcher:
                 self._write(version, result)
         return bool(ready)
 
-    def _submit(self, queries: list[Query]) -> list:
-        while queries:
+    def _submit(self, queries: list[Query]) -> list | None:
+        while queries and not self._stop.is_set():
             try:
                 question = Question(thumbnail_side=THUMBNAIL_SIDE)
                 return self._batcher.submit(queries, question)
             except BusyError:
-                time.sleep(POLL_SECONDS)  # clients come first
-        return []
+                self._stop.wait(POLL_SECONDS)  # clients come first
+        return None if queries else []
 
     def _complete_files(self) -> list[tuple[Version, float]]:
         """Files that wait and did not change since the last look, oldest first."""
