@@ -11,8 +11,11 @@ half of the views, so that most views are mild and few are extreme. Grey images 
 """
 
 import dataclasses
+import functools
 import hashlib
+import importlib.metadata
 import io
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -42,9 +45,17 @@ def view_of(record: Record, view: int, settings: VariationConfig, seed: int) -> 
         return record
     amounts = dataclasses.asdict(settings)
     del amounts["views"]  # more views leave the others as they are
-    text = f"{record.sha256} {view} {seed} {sorted(amounts.items())}"
+    text = f"{record.sha256} {view} {seed} {sorted(amounts.items())} {_program()}"
     key = hashlib.sha256(text.encode()).hexdigest()
     return dataclasses.replace(record, view=view, sha256=key, source=record.sha256)
+
+
+@functools.cache
+def _program() -> str:
+    """What else decides about a view: this file, and the libraries that it calls."""
+    source = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    versions = [importlib.metadata.version(name) for name in ("numpy", "pillow", "scipy")]
+    return " ".join([source, *versions])
 
 
 def vary(pixels: np.ndarray, key: str, settings: VariationConfig) -> np.ndarray:

@@ -245,6 +245,7 @@ def _fill(
     run: Run, encoder_params: Any, reader: ImageReader, records: Sequence[Record]
 ) -> None:
     """Encodes images on this process's devices and stores their features."""
+    reader.expect(records)
     for rows in run.preprocessor.by_shape([r.category for r in records]).values():
         _fill_shape(run, encoder_params, reader, [records[row] for row in rows])
 

@@ -7,7 +7,8 @@ features are stored already is not decoded: it was when they were made.
 import dataclasses
 import hashlib
 import logging
-from collections import defaultdict
+import threading
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 # Scaled images that may wait for the encoder: 13,000 of 224 px. Others are read again.
 WAITING_BYTES = 2_000_000_000
+LOCKS = 64
 # Notes on images that are shown; the others are counted.
 NAMED = 3
 # A set of images whose brightest pixel is below this uses little of its range.
@@ -65,6 +67,10 @@ class ImageReader:
         self._hashed: dict[Record, Record] = {}
         self._waiting: dict[tuple[Shape, str], np.ndarray] = {}
         self._room = WAITING_BYTES
+        self._outstanding: Counter = Counter()
+        # One for the books, and some for images: views of one image wait for each other.
+        self._lock = threading.Lock()
+        self._locks = [threading.Lock() for _ in range(LOCKS)]
         self._notes: list[str] = []
         self._brightest = 0
 
@@ -151,27 +157,38 @@ class ImageReader:
     def take(self, record: Record) -> np.ndarray:
         """The encoder's input for a hashed record or a view of it, [H, W, 3] uint8.
 
-        The image waits for the last of its views, and no longer.
+        The image waits for the last of its views that were expected, and no longer.
 
         Raises:
           UserError: the image had to be read again, and is another one by now.
         """
         key = self._key(record)
-        pixels = self._waiting.get(key)
-        if pixels is None:
-            image = UnchangedImage(record.image, record.source or record.sha256)
-            pixels = self._preprocessor.load(image, record.category)
-            if record.view < self._variation.views:
+        with self._locks[hash(key) % LOCKS]:
+            pixels = self._waiting.get(key)
+            if pixels is None:
+                image = UnchangedImage(record.image, record.source or record.sha256)
+                pixels = self._preprocessor.load(image, record.category)
+            self._outstanding[key] -= 1
+            if self._outstanding[key] > 0:
                 self._keep(key, pixels)
-        elif record.view == self._variation.views:
-            self._room += pixels.nbytes
-            self._waiting.pop(key, None)
+            else:
+                self._let_go(key)
         return vary(pixels, record.sha256, self._variation) if record.view else pixels
 
+    def expect(self, records: Sequence[Record]) -> None:
+        """Lets each image wait for these records of it, which are to be taken."""
+        self._outstanding = Counter(map(self._key, records))
+
     def _keep(self, key: tuple[Shape, str], pixels: np.ndarray) -> None:
-        if pixels.nbytes <= self._room:
-            self._room -= pixels.nbytes
-            self._waiting[key] = pixels
+        with self._lock:
+            if key not in self._waiting and pixels.nbytes <= self._room:
+                self._room -= pixels.nbytes
+                self._waiting[key] = pixels
+
+    def _let_go(self, key: tuple[Shape, str]) -> None:
+        with self._lock:
+            pixels = self._waiting.pop(key, None)
+            self._room += 0 if pixels is None else pixels.nbytes
 
     def _key(self, record: Record) -> tuple[Shape, str]:
         """What the input of a hashed record waits by; its views wait by the same."""
