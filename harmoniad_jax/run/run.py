@@ -153,6 +153,7 @@ def _hold_out(dataset: Dataset, settings: CalibrationConfig) -> Dataset:
     """Holds good images out, copies together, and says how many copies there are."""
     if not settings.copies_together:
         return dataset.hold_out(settings.holdout)
+    dataset = _without_learnt(dataset)
     groups = together(lambda: copies([*dataset.train, *dataset.test]))
     train = set(dataset.train)
     tested = [[r for r in group if r not in train] for group in groups if group[0] in train]
@@ -174,6 +175,27 @@ def _hold_out(dataset: Dataset, settings: CalibrationConfig) -> Dataset:
             example.key,
         )
     return dataset.hold_out(settings.holdout, first_of(groups))
+
+
+def _without_learnt(dataset: Dataset) -> Dataset:
+    """Without validation images that are copies of training images: they are learnt."""
+    own, train = set(dataset.held_out), set(dataset.train)
+    if not own:
+        return dataset
+    groups = together(lambda: copies([*dataset.train, *dataset.held_out]))
+    mixed = [group for group in groups if any(record in train for record in group)]
+    learnt = {record for group in mixed for record in group if record in own}
+    if learnt and is_main():
+        logger.warning(
+            "%s, such as %s: no threshold is set on them",
+            in_words(
+                *(len(learnt), "validation image is a copy of a training image"),
+                "validation images are copies of training images",
+            ),
+            min(record.key for record in learnt),
+        )
+    kept = tuple(record for record in dataset.held_out if record not in learnt)
+    return dataclasses.replace(dataset, held_out=kept)
 
 
 def assemble(

@@ -221,6 +221,22 @@ def test_an_older_run_holds_out_as_it_did(products, tiny_config):
     assert (again.train, again.held_out) == (data.train, data.held_out)
 
 
+def test_no_threshold_is_set_on_an_image_that_is_trained_on(
+    products, tiny_config, tmp_path, listen
+):
+    root = tmp_path / "photos"
+    shutil.copytree(products, root)
+    place = root / "fabric/validation/good"
+    place.mkdir(parents=True)
+    shutil.copy(root / "fabric/train/good/003.png", place / "again.png")
+    shutil.copy(root / "fabric/test/good/000.png", place / "new.png")
+    take = listen(logging.WARNING)
+    data = prepare_run(changed(tiny_config, "data", root=str(root))).dataset
+    assert [record.image.name for record in data.held_out] == ["new.png"]
+    (said,) = [line for line in take() if "validation image" in line]
+    assert said.startswith("1 validation image is a copy of a training image")
+
+
 def test_a_run_says_that_test_images_were_trained_on(run_with_copies):
     source, target = "tablet/train/good/000.png", "tablet/test/good/again.png"
     _, (said,) = run_with_copies([(source, target)])
