@@ -29,6 +29,12 @@ def pytest_collection_finish():
     gc.set_threshold(50_000, 20, 50)
 
 
+@pytest.fixture(autouse=True)
+def no_watch_for_signals(monkeypatch):
+    """A command that is called in this process would end it at the next test's signal."""
+    monkeypatch.setattr("harmoniad_jax.signals.install", lambda end: None)
+
+
 @pytest.fixture(scope="session")
 def products(tmp_path_factory) -> Path:
     """Three drawn categories in the MVTec layout: 8 training, 6 test images each."""

@@ -15,7 +15,6 @@ from PIL import Image
 
 import harmoniad_jax
 import harmoniad_runtime
-from harmoniad_jax import signals
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.inference.image_model import Query
 from harmoniad_jax.inference.predict import predict_files
@@ -326,9 +325,8 @@ def test_the_rates_may_be_changed_in_the_file(exported, tmp_path, model):
     assert found.pixel_threshold < expected.pixel_threshold
 
 
-def test_the_command_in_this_process(exported, products, tmp_path, capsys, monkeypatch):
+def test_the_command_in_this_process(exported, products, tmp_path, capsys):
     """The options that another process has not shown."""
-    monkeypatch.setattr(signals, "install", lambda end: None)
     status = main(
         [
             *("--model", str(exported.path), "--input", str(products / "fabric/test/good")),
