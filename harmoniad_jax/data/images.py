@@ -18,7 +18,13 @@ from PIL import Image, ImageOps
 from harmoniad_jax.data.deep import read_deep, stated_depth
 from harmoniad_jax.data.levels import Levels, RawImage
 from harmoniad_jax.data.records import ImageFile
-from harmoniad_jax.data.suffixes import advice_on, is_heif, reads_heif, register_heif
+from harmoniad_jax.data.suffixes import (
+    REFUSED_FORMATS,
+    advice_on,
+    is_heif,
+    reads_heif,
+    register_heif,
+)
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.words import gigabytes
 
@@ -27,8 +33,6 @@ EXIF_ON_ITS_SIDE = (5, 6, 7, 8)
 # Formats whose stated depth Pillow spreads over 16 bits.
 SPREAD_FORMATS = ("JPEG2000", "PPM")
 JPEG_FORMATS = ("JPEG", "MPO")
-# Formats that are programs: to decode them runs what the file says.
-REFUSED_FORMATS = ("EPS", "WMF")
 # A larger JPEG is decoded smaller, whatever the limit is: pixels must not depend on that.
 WHOLE_MEGAPIXELS = 500.0
 # How libjpeg's warnings of lost data begin, and what cameras fill a file up with.

@@ -22,14 +22,15 @@ UNREAD_SUFFIXES = frozenset(
     + ".sr2 .srf .srw .svg .wdp .x3f .xcf".split()
 )
 
+# Formats that are programs, not photos: to decode them runs what the file says.
+REFUSED_FORMATS = ("EPS", "WMF")
 Image.init()  # fills the tables of formats
 IMAGE_SUFFIXES = frozenset(
     suffix
     for suffix, image_format in Image.registered_extensions().items()
     # MPO is read by the reader of JPEG, which picks it up by content.
-    # EPS and WMF are programs, not photos: see `images.py`.
     if (image_format in Image.OPEN or image_format == "MPO")
-    and image_format not in ("EPS", "WMF")
+    and image_format not in REFUSED_FORMATS
 )
 
 
