@@ -2,15 +2,44 @@
 
 import base64
 import io
+import os
+import shutil
 
 import numpy as np
+import pytest
 from PIL import Image
 from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
 
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
+
+
+def start(folder, *flags, logs, preferences=None):
+    """Chromium with its data in a folder; without it the test is skipped, or fails.
+
+    Args:
+      folder: empty.
+      flags: beside `FLAGS`.
+      logs: that are kept.
+      preferences: of the user.
+    """
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    driver = shutil.which("chromedriver")
+    if not (chromium and driver):
+        missing = "no chromium and chromedriver on the path"
+        # Where they were installed for these tests, a skip would hide that they are gone.
+        (pytest.fail if os.environ.get("REQUIRE_BROWSER") else pytest.skip)(missing)
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (*FLAGS, *flags, f"--user-data-dir={folder}"):
+        options.add_argument(flag)
+    if preferences:
+        options.add_experimental_option("prefs", preferences)
+    options.set_capability("goog:loggingPrefs", dict.fromkeys(logs, "ALL"))
+    return webdriver.Chrome(options=options, service=Service(driver))
 
 
 def show(browser, *, width=1280, height=900, scheme="light"):

@@ -1,35 +1,20 @@
 """The report in a real browser: opened from disk, used by keyboard, on a phone."""
 
 import json
-import os
-import shutil
 from urllib.parse import urlsplit
 
 import pytest
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 
-from browser_helpers import FLAGS, contrast, key, run, screenshot, show  # noqa: E402
-from selenium.webdriver.chrome.service import Service  # noqa: E402
+from browser_helpers import contrast, key, run, screenshot, show, start  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    driver = shutil.which("chromedriver")
-    if not (chromium and driver):
-        missing = "no chromium and chromedriver on the path"
-        # Where they were installed for these tests, a skip would hide that they are gone.
-        (pytest.fail if os.environ.get("REQUIRE_BROWSER") else pytest.skip)(missing)
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in FLAGS:
-        options.add_argument(flag)
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    started = webdriver.Chrome(options=options, service=Service(driver))
+    started = start(tmp_path_factory.mktemp("chromium"), logs=("browser", "performance"))
     yield started
     started.quit()
 

@@ -17,8 +17,7 @@ from harmoniad_jax.serving.watch import Watched
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 
-from browser_helpers import FLAGS, contrast, key, run, screenshot, show  # noqa: E402
-from selenium.webdriver.chrome.service import Service  # noqa: E402
+from browser_helpers import contrast, key, run, screenshot, show, start  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
@@ -47,26 +46,14 @@ def address(exported, model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    driver = shutil.which("chromedriver")
-    if not (chromium and driver):
-        missing = "no chromium and chromedriver on the path"
-        # Where they were installed for these tests, a skip would hide that they are gone.
-        (pytest.fail if os.environ.get("REQUIRE_BROWSER") else pytest.skip)(missing)
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
     downloads = tmp_path_factory.mktemp("downloads")
-    for flag in (
-        *FLAGS,
+    started = start(
+        tmp_path_factory.mktemp("chromium"),
         "--use-fake-device-for-media-stream",
         "--use-fake-ui-for-media-stream",
-        f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
-    ):
-        options.add_argument(flag)
-    preferences = {"download.default_directory": str(downloads)}
-    options.add_experimental_option("prefs", preferences)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    started = webdriver.Chrome(options=options, service=Service(driver))
+        logs=("browser",),
+        preferences={"download.default_directory": str(downloads)},
+    )
     started.downloads = downloads
     yield started
     started.quit()
