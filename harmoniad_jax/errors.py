@@ -28,6 +28,10 @@ class UserError(Exception):
     """
 
 
+# Problems with files that one message lists before it only counts them.
+LISTED_PROBLEMS = 10
+
+
 def raise_problems(problems: Sequence[str], most: int | None = None) -> None:
     """Raises one `UserError` for all problems found, if any.
 

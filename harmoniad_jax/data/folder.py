@@ -37,15 +37,13 @@ from harmoniad_jax.data.mask_files import read_mask
 from harmoniad_jax.data.pairs import paired_masks
 from harmoniad_jax.data.records import GOOD, Dataset, ImageFile, Record, check_categories
 from harmoniad_jax.data.suffixes import is_image
-from harmoniad_jax.errors import UserError, raise_problems
+from harmoniad_jax.errors import LISTED_PROBLEMS, UserError, raise_problems
 
 logger = logging.getLogger(__name__)
 
 # What the folder of defect-free images may be called, in any case.
 GOOD_NAMES = (GOOD, "ok", "normal")
 PARTS = ("train", "validation", "test", "ground_truth")
-# Problems that one message lists before it only counts them.
-LISTED_PROBLEMS = 10
 CLOSED = "may not be read; change its permissions"
 
 

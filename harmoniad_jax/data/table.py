@@ -19,7 +19,7 @@ from typing import Any
 from harmoniad_jax.data.named_folders import split_off
 from harmoniad_jax.data.pairs import aspect_problem
 from harmoniad_jax.data.records import GOOD, Dataset, Record, check_categories
-from harmoniad_jax.errors import UserError, raise_problems
+from harmoniad_jax.errors import LISTED_PROBLEMS, UserError, raise_problems
 
 NEEDED = ("image_path", "label")
 DELIMITERS = ",;\t"
@@ -35,8 +35,6 @@ SPLITS = {
     "test": "test",
     **dict.fromkeys(("val", "valid", "validation"), "validation"),
 }
-# Problems that one message lists before it only counts them.
-LISTED_PROBLEMS = 10
 
 
 def table_dataset(

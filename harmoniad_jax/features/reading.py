@@ -17,13 +17,13 @@ from tqdm import tqdm
 
 from harmoniad_jax.config import VariationConfig
 from harmoniad_jax.data.copies import THUMBNAIL_SIDE, nearly_alike, thumbnail
-from harmoniad_jax.data.folder import LISTED_PROBLEMS, unreadable
+from harmoniad_jax.data.folder import unreadable
 from harmoniad_jax.data.preprocess import Preprocessor
 from harmoniad_jax.data.records import EncodedImage, ImageFile, Record
 from harmoniad_jax.data.shapes import Shape
 from harmoniad_jax.data.variation import vary
 from harmoniad_jax.devices.processes import is_main, map_shared, my_share, together
-from harmoniad_jax.errors import UserError, raise_problems
+from harmoniad_jax.errors import LISTED_PROBLEMS, UserError, raise_problems
 from harmoniad_jax.features.caches import FeatureCaches
 from harmoniad_jax.words import in_words
 
