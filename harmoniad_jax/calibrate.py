@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("model", metavar="MODEL", help="A finished run's folder, or an exported .onnx.")
-    add("--good", help="Folder of photos, none of which shows a defect.")
+    add("--good", help="Folder of photos without a defect.")
     add("--category", help="Their product; if not given, what their folders are called.")
     add("--undo", action="store_true", help="Take the latest calibration back.")
     add("--encoder", help="Of a run: where the encoder is now.")
