@@ -29,6 +29,7 @@ from harmoniad_jax.studies.ablation_tables import (
     summarise,
     variants_table,
 )
+from harmoniad_jax.studies.travelling import CONFIDENCE, travels, travels_table
 from harmoniad_jax.studies.variants import (
     EVALUATION,
     REFERENCE,
@@ -239,8 +240,11 @@ class Ablation:
         results = self._results()
         if REFERENCE not in results:  # another process is at it, or it failed
             return ""
-        choices = leave_one_out(results, REFERENCE)
-        parts = [self._title(results), _EXPLANATION, variants_table(results, REFERENCE)]
+        choices, rows = leave_one_out(results, REFERENCE), travels(results, REFERENCE)
+        parts = [self._title(results)]
+        if rows:
+            parts += [_TRAVELS, travels_table(rows)]
+        parts += [_EXPLANATION, variants_table(results, REFERENCE)]
         if choices:
             parts += [_CHOICES, choices_table(choices)]
         text = "\n\n".join(parts) + "\n"
@@ -248,6 +252,7 @@ class Ablation:
         metrics = {
             "config": self._base.to_dict(),
             "reference": REFERENCE,
+            "travels": rows,
             "variants": summarise(results, REFERENCE),
             "leave_one_out": choices,
             "runs": results,
@@ -266,6 +271,13 @@ class Ablation:
             f"{train.num_steps} steps of {train.batch_size} images."
         )
 
+
+_TRAVELS = f"""\
+What travels, in percent points above `{REFERENCE}`. A product gains where the mean of these
+four metrics is higher. "Chosen without" counts the products without which the others would
+choose the variant; "gain there" is its mean gain on the product left out, nothing where it
+is not chosen. In brackets the {CONFIDENCE:.0%} interval for products and seeds like these;
+with one seed, for products alone. Change a default only if most products gain."""
 
 _EXPLANATION = f"""\
 In percent: mean over the categories and, with several seeds, over those; ± one standard

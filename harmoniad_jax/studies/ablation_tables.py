@@ -6,13 +6,7 @@ from typing import Any
 
 from harmoniad_jax.metrics import METRIC_NAMES
 from harmoniad_jax.report.tables import HEADINGS, markdown_table
-
-# What a variant is chosen by, averaged: how well it ranks images, pixels and regions.
-CHOSEN_BY = ("image_auroc", "pixel_ap", "pixel_f1max", "pixel_aupro")
-
-
-# variant -> seed -> what `Ablation` keeps of a run.
-Results = Mapping[str, Mapping[int, Any]]
+from harmoniad_jax.studies.travelling import CHOSEN_BY, Results, gains_of
 
 
 def over_seeds(values: Sequence[float]) -> tuple[float, float | None]:
@@ -107,7 +101,13 @@ def leave_one_out(results: Results, reference: str) -> list[dict[str, Any]]:
       each of `CHOSEN_BY` of that variant is above the reference's there. Empty where there
       are fewer than two categories with metrics.
     """
-    gains = {name: _gains(runs, results[reference]) for name, runs in results.items()}
+    gains = {
+        name: {
+            category: {m: statistics.fmean(values) for m, values in metrics.items()}
+            for category, metrics in gains_of(runs, results[reference]).items()
+        }
+        for name, runs in results.items()
+    }
     categories = list(gains[reference])
     if len(categories) < 2:
         return []
@@ -122,31 +122,6 @@ def leave_one_out(results: Results, reference: str) -> list[dict[str, Any]]:
         gain = gains[chosen].get(left_out, {})
         rows.append({"left_out": left_out, "chosen": chosen, "gain": gain})
     return rows
-
-
-def _gains(
-    runs: Mapping[int, Any], reference: Mapping[int, Any]
-) -> dict[str, dict[str, float]]:
-    """category -> metric of `CHOSEN_BY` -> mean difference over the seeds of both."""
-    pairs = [(runs[seed], reference[seed]) for seed in runs if seed in reference]
-    gains: dict[str, dict[str, float]] = {}
-    for category in pairs[0][1]["per_category"] if pairs else ():
-        metrics = [
-            (own["per_category"].get(category), theirs["per_category"].get(category))
-            for own, theirs in pairs
-        ]
-        if any(None in pair for pair in metrics):
-            continue
-        defined = {
-            metric: statistics.fmean(
-                own[metric] - theirs[metric] for own, theirs in metrics
-            )
-            for metric in CHOSEN_BY
-            if all(one[metric] is not None for pair in metrics for one in pair)
-        }
-        if defined:
-            gains[category] = defined
-    return gains
 
 
 def choices_table(rows: Sequence[Mapping[str, Any]]) -> str:

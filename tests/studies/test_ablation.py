@@ -7,8 +7,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from run_helpers import overrides, shallow
+from scipy import stats
 
 from configs import demo
 from harmoniad_jax.config import parse_config, with_settings
@@ -18,6 +20,7 @@ from harmoniad_jax.metrics import METRIC_NAMES
 from harmoniad_jax.run.run import describe, resolve_config
 from harmoniad_jax.studies.ablation import Ablation
 from harmoniad_jax.studies.ablation_tables import leave_one_out, over_seeds, variants_table
+from harmoniad_jax.studies.travelling import paired_interval, travels, travels_table
 from harmoniad_jax.studies.variants import (
     REFERENCE,
     VARIANTS,
@@ -142,6 +145,49 @@ def test_one_category_leaves_nothing_to_choose_on():
     run = run_of()
     run["per_category"] = {"a": run["per_category"]["a"]}
     assert leave_one_out({"harmoniad": {0: run}}, "harmoniad") == []
+
+
+def test_what_fits_one_product_does_not_travel():
+    """Chosen on c's gain, it would lose on a and b."""
+    results = {"harmoniad": {0: run_of()}, "fits-c": {0: run_of(pixel_ap=0.48)}}
+    results["fits-c"][0]["per_category"]["c"]["pixel_ap"] = 0.9
+    row = travels(results, "harmoniad")["fits-c"]
+    # Without c nobody would choose it; without a or b, for the sake of c, they would.
+    assert (row["gaining"], row["chosen"], row["products"]) == (1, 2, 3)
+    assert row["left_out"] == pytest.approx(2 * (-0.02 / 4) / 3)
+    mean, low, high = row["metrics"]["pixel_ap"]
+    assert mean == pytest.approx((0.4 - 0.02 - 0.02) / 3) and low < 0 < high
+
+
+def test_what_travels_leads_and_is_sorted():
+    results = {
+        "harmoniad": {seed: run_of() for seed in range(2)},
+        "worse": {seed: run_of(pixel_ap=0.4) for seed in range(2)},
+        "better": {seed: run_of(pixel_ap=0.6) for seed in range(2)},
+    }
+    rows = travels_table(travels(results, "harmoniad")).splitlines()[2:]
+    better, worse = (" ".join(row.split()) for row in rows)
+    assert better.startswith("| better | 2 | 3 of 3 | 3 of 3 | +2.5 | +0.0 [+0.0, +0.0] |")
+    assert worse.startswith("| worse | 2 | 0 of 3 | 0 of 3 | +0.0 |")
+
+
+def test_the_interval_of_one_seed_is_that_of_a_t_test():
+    values = np.random.default_rng(0).normal(size=(7, 1))
+    mean, low, high = paired_interval(values)
+    expected = stats.ttest_1samp(values[:, 0], 0).confidence_interval(0.95)
+    assert (mean, low, high) == pytest.approx((values.mean(), *expected))
+    assert paired_interval(values[:1]) == (values[0, 0], None, None)
+
+
+def test_the_interval_holds_the_mean_of_all_products_and_seeds():
+    """Drawn with effects of the product, of the seed and of both: 95 of 100 hold it."""
+    rng = np.random.default_rng(1)
+    held = 0
+    for _ in range(400):
+        product, seed = rng.normal(size=(6, 1)), rng.normal(0, 0.7, (1, 3))
+        _, low, high = paired_interval(product + seed + rng.normal(0, 0.5, (6, 3)))
+        held += low <= 0 <= high
+    assert 0.93 <= held / 400
 
 
 def test_undefined_figures_are_left_out():
