@@ -1,12 +1,11 @@
 """Records in, batches of what is loaded of them out.
 
 Training reads every image once an epoch, in an order that the seed decides, over all
-categories jointly; a batch is of images of one shape. Evaluation reads in order and pads
-the last batch.
+categories jointly; a batch has rows of every shape of images. Evaluation reads in order and
+pads the last batch.
 """
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -20,9 +19,6 @@ from harmoniad_jax.data.shapes import Shape
 
 # What is decoded ahead of the device in training.
 PREFETCHED_BATCHES = 4
-# Batches in training over which shapes take turns evenly.
-TURNS = 32
-
 
 # From a record to what a batch holds of it: an array, or a dictionary of arrays.
 Loader = Callable[[Record], Any]
@@ -47,25 +43,21 @@ def training_order(
     class_balanced: bool = False,
     views: int = 0,
     view_of: Callable[[Record, int], Record] | None = None,
-    batch_size: int = 1,
     shape_of: Callable[[Record], Shape] | None = None,
+    rows: Mapping[Shape, int] | None = None,
 ) -> grain.MapDataset:
     """The endless order in which training reads records; by index, so it is random access.
 
-    A batch is of one shape. Shapes take turns, each with as many batches as it has images:
-    so every image is read equally often, as if batches were of all shapes. The turns are
-    even over `TURNS` batches and shuffled among these: a regular pattern would keep step
-    with whatever else is done every so many steps, such as logging.
-
     Args:
-      records: training images; each is read once an epoch.
+      records: training images; each is read once an epoch of its shape.
       seed: of the order.
       class_balanced: take every category equally often, and each of its images once in
         an epoch of that category.
       views: K. Each time a record is read, it is one of its views 0 to K by chance.
       view_of: gives a record's view; needed if there are any.
-      batch_size: B; every B records from a multiple of B on are of one shape.
       shape_of: the shape of a record's input; None: all have the same.
+      rows: of each shape in a batch, see `shapes.share_rows`: every batch has these rows
+        in this order. Needed where there are several shapes.
     """
     by_shape: dict[Any, list[Record]] = {}
     for record in records:
@@ -73,8 +65,10 @@ def training_order(
     if len(by_shape) <= 1:
         order = _order_of_one_shape(records, seed, class_balanced)
     else:
-        parts = [by_shape[shape] for shape in sorted(by_shape)]
-        order = _order_of_shapes(parts, seed, class_balanced, batch_size)
+        parts = [
+            _order_of_one_shape(by_shape[shape], seed, class_balanced) for shape in rows
+        ]
+        order = grain.MapDataset.source(_RowsOfShapes(parts, tuple(rows.values())))
     if not views:
         return order
 
@@ -82,22 +76,6 @@ def training_order(
         return view_of(record, int(random.integers(views + 1)))
 
     return order.random_map(any_view, seed=seed)
-
-
-def _order_of_shapes(
-    parts: Sequence[Sequence[Record]], seed: int, class_balanced: bool, batch_size: int
-) -> grain.MapDataset:
-    """See `training_order`; the records of a part are of one shape."""
-    orders = [_order_of_one_shape(part, seed, class_balanced) for part in parts]
-    weights = [len(_by_category(part)) if class_balanced else len(part) for part in parts]
-    batches = [
-        grain.MapDataset.range(len(order) // batch_size).map(functools.partial(_named, i))
-        for i, order in enumerate(orders)
-    ]
-    turns = grain.experimental.WindowShuffleMapDataset(
-        grain.MapDataset.mix(batches, weights), window_size=TURNS, seed=seed % 2**31
-    )
-    return grain.MapDataset.source(_InTurns(orders, turns, batch_size))
 
 
 def _order_of_one_shape(
@@ -121,37 +99,35 @@ def _by_category(records: Sequence[Record]) -> dict[str, list[Record]]:
     return categories
 
 
-def _named(part: int, batch: int) -> tuple[int, int]:
-    return part, batch
-
-
 @dataclasses.dataclass(frozen=True)
-class _InTurns:
-    """Records of several orders, B of one and then B of the next.
+class _RowsOfShapes:
+    """Records of several orders, so many of each in every batch.
 
     orders: endless, of records.
-    turns: whose turn it is: of each batch, the order and the number of the batch in it.
+    rows: how many of each a batch has.
     """
 
     orders: Sequence[grain.MapDataset]
-    turns: grain.MapDataset
-    batch_size: int
+    rows: Sequence[int]
 
     def __len__(self) -> int:
         # As endless as the others: what they have together is more than a length may be.
-        return min(len(self.turns), *map(len, self.orders)) // self.batch_size
+        return min(map(len, self.orders))
 
     def __getitem__(self, index: int) -> Record:
-        batch, row = divmod(index, self.batch_size)
-        part, number = self.turns[batch]
-        return self.orders[part][number * self.batch_size + row]
+        batch, row = divmod(index, sum(self.rows))
+        part = 0
+        while row >= self.rows[part]:
+            row -= self.rows[part]
+            part += 1
+        return self.orders[part][batch * self.rows[part] + row]
 
 
 def training_batches(
     order: grain.MapDataset,
     load: Loader,
     *,
-    batch_size: int,
+    rows: Sequence[int],
     threads: int,
     process_index: int = 0,
     process_count: int = 1,
@@ -161,42 +137,56 @@ def training_batches(
     Args:
       order: see `training_order`.
       load: gives what a batch holds of a record.
-      batch_size: B over all processes, a multiple of their number.
+      rows: of each shape in a batch over all processes, multiples of their number; their
+        sum is B.
       threads: that load at the same time; they change nothing but the speed.
       process_index, process_count: which rows of each batch to read.
 
     Returns:
-      Yields what `load` returns with a leading axis of B / process_count. `get_state` and
-      `set_state` continue it exactly after the last batch that was taken, with any number
-      of processes.
+      Yields a tuple with an element for each shape: what `load` returns with a leading axis
+      of its rows / process_count. `get_state` and `set_state` continue it exactly after the
+      last batch that was taken, with any number of processes.
     """
-    share = batch_size // process_count
+    mine = [count // process_count for count in rows]
     if process_count > 1:
         order = grain.MapDataset.source(
-            _ProcessShare(order, batch_size, process_index * share, share)
+            _ProcessShare(order, tuple(rows), process_index, process_count)
         )
-    dataset = order.map(load).batch(share)
+
+    def by_shape(loaded: Sequence[Any]) -> tuple[Any, ...]:
+        remaining = iter(loaded)
+        parts = [list(itertools.islice(remaining, count)) for count in mine]
+        return tuple(stacked(part, part[0], len(part)) for part in parts)
+
+    dataset = order.map(load).batch(sum(mine), batch_fn=by_shape)
     return iter(dataset.to_iter_dataset(grain.ReadOptions(threads, PREFETCHED_BATCHES)))
 
 
 @dataclasses.dataclass(frozen=True)
 class _ProcessShare:
-    """The records of one process: the same consecutive rows of every batch.
+    """The records of one process: the same consecutive rows of each shape in every batch.
 
     So the batches are the same whatever the number of processes, row for row.
     """
 
     order: grain.MapDataset
-    batch_size: int
-    first: int
-    count: int
+    rows: Sequence[int]
+    process_index: int
+    process_count: int
 
     def __len__(self) -> int:
-        return len(self.order) // self.batch_size * self.count
+        return len(self.order) // self.process_count
 
     def __getitem__(self, index: int) -> Record:
-        batch, row = divmod(index, self.count)
-        return self.order[batch * self.batch_size + self.first + row]
+        batch, row = divmod(index, sum(self.rows) // self.process_count)
+        first = batch * sum(self.rows)
+        for count in self.rows:
+            mine = count // self.process_count
+            if row < mine:
+                break
+            row -= mine
+            first += count
+        return self.order[first + self.process_index * mine + row]
 
 
 def stacked(rows: Sequence[Any], empty: Any, size: int) -> Any:

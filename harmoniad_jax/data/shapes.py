@@ -6,7 +6,7 @@ square that `side` names, and so cost about the same.
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -16,8 +16,8 @@ from harmoniad_jax.errors import UserError
 
 Shape = tuple[int, int]
 
-# Aspects are rounded to so many steps for each doubling. A batch is of one shape, and each
-# shape is compiled anew: so near aspects share one. A shape is off by 9 % at most.
+# Aspects are rounded to so many steps for each doubling. A step has rows of every shape,
+# each computed on its own: so near aspects share one. A shape is off by 9 % at most.
 STEPS = 4
 # Longer images are squashed to this aspect.
 MOST_ASPECT = 8.0
@@ -84,3 +84,36 @@ def _median_aspect(records: Sequence[Record]) -> float:
             continue
         aspects.append(width / height)
     return statistics.median(aspects) if aspects else 1.0
+
+
+def share_rows(
+    weights: Mapping[Shape, float], batch_size: int, divisor: int
+) -> dict[Shape, int]:
+    """How many rows of a training batch each shape has.
+
+    In proportion to the weights, as nearly as a multiple of `divisor` and at least one such
+    multiple allow: units go one by one to the shape that is furthest below its share.
+
+    Args:
+      weights: of each shape, > 0; such as the number of its images.
+      batch_size: B, a multiple of `divisor`.
+      divisor: what every number of rows is a multiple of.
+
+    Returns:
+      Rows by shape, sorted; their sum is B.
+
+    Raises:
+      UserError: there are more shapes than multiples of `divisor` in B.
+    """
+    units, total = batch_size // divisor, sum(weights.values())
+    if units < len(weights):
+        parts = f" on {divisor} devices or parts" if divisor > 1 else ""
+        raise UserError(
+            f"config.train.batch_size is {batch_size}, but images have {len(weights)} "
+            f"shapes and each needs its rows{parts}; take at least "
+            f"{len(weights) * divisor}, or config.data.fit=squash."
+        )
+    rows = dict.fromkeys(sorted(weights), 1)
+    for _ in range(units - len(rows)):
+        rows[max(rows, key=lambda shape: weights[shape] / total * units - rows[shape])] += 1
+    return {shape: count * divisor for shape, count in rows.items()}

@@ -7,9 +7,12 @@ Its value is the plain cosine distance of the flattened maps; hard mining change
 gradient only, which is scaled down where a position is already rebuilt well (Dinomaly,
 Guo et al. 2025). Otherwise the many easy positions would train the network to generalise
 to anomalies too.
+
+A batch may hold images of several shapes, which are computed apart. Their losses are then
+averaged, weighted by the shapes' shares; which positions are easy is asked of all at once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -49,35 +52,60 @@ scale_gradient.defvjp(
 
 
 def hard_cosine(
-    target: jax.Array, prediction: jax.Array, mining: HardMining | None
+    comparisons: Sequence[Comparison],
+    mining: HardMining | None,
+    shares: Sequence[float] = (1.0,),
 ) -> jax.Array:
     """hardcos(F, P), averaged over the batch and the groups.
 
     Args:
-      target: [B, G, h, w, D] float32.
-      prediction: the same shape.
+      comparisons: one for each shape of images in the batch: target and prediction
+        [B_s, G, h_s, w_s, D] float32.
       mining: None for the plain gradient.
+      shares: of each shape in the mean; their sum is 1.
 
     Returns:
       float32 scalar in [0, 2].
     """
     if mining is not None:
-        distance = jax.lax.stop_gradient(cosine_distance(target, prediction))
-        # One threshold per group, over the batch of all devices.
-        threshold = jnp.quantile(distance, mining.share, axis=(0, 2, 3), keepdims=True)
+        comparisons = _held_back(comparisons, mining)
+
+    return sum(
+        share * cosine_distance(*(maps.reshape(*maps.shape[:2], -1) for maps in one)).mean()
+        for share, one in zip(shares, comparisons, strict=True)
+    )
+
+
+def _held_back(comparisons: Sequence[Comparison], mining: HardMining) -> list[Comparison]:
+    """With predictions whose gradient is smaller at the easiest positions."""
+    distances = [jax.lax.stop_gradient(cosine_distance(*one)) for one in comparisons]
+    # One threshold per group, over the positions of all shapes and all devices.
+    positions = jnp.concatenate(
+        [jnp.moveaxis(d, 1, 0).reshape(d.shape[1], -1) for d in distances], axis=1
+    )
+    threshold = jnp.quantile(positions, mining.share, axis=1)[:, None, None]
+    held_back = []
+    for (target, prediction), distance in zip(comparisons, distances, strict=True):
         factor = jnp.where(distance < threshold, mining.gradient, 1.0)
-        prediction = scale_gradient(prediction, factor[..., None])
-    flat = (*target.shape[:2], -1)
-    return cosine_distance(target.reshape(flat), prediction.reshape(flat)).mean()
+        held_back.append(Comparison(target, scale_gradient(prediction, factor[..., None])))
+    return held_back
 
 
 def total_loss(
-    comparisons: Mapping[str, Comparison],
+    comparisons: Sequence[Mapping[str, Comparison]],
     weights: Mapping[str, float],
     mining: HardMining | None,
+    shares: Sequence[float] = (1.0,),
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The weighted sum of the losses of all comparisons, and each of them by name."""
+    """The weighted sum of the losses of all comparisons, and each of them by name.
+
+    Args:
+      comparisons: by name, for each shape of images in the batch.
+      weights: of each comparison.
+      mining, shares: see `hard_cosine`.
+    """
     losses = {
-        name: hard_cosine(*comparison, mining) for name, comparison in comparisons.items()
+        name: hard_cosine([one[name] for one in comparisons], mining, shares)
+        for name in comparisons[0]
     }
     return sum(weights[name] * loss for name, loss in losses.items()), losses

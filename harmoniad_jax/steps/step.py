@@ -58,31 +58,42 @@ class Steps:
         )
 
     def train_step(
-        self, state: TrainState, encoder_params: Any, images: jax.Array
+        self,
+        state: TrainState,
+        encoder_params: Any,
+        *images: jax.Array,
+        shares: Sequence[float] = (1.0,),
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         """One update.
 
         Args:
           state: before the step.
           encoder_params: the frozen encoder's weights.
-          images: [B, H, W, 3] uint8, of one shape.
+          *images: the batch, of each shape [B_s, H_s, W_s, 3] uint8.
+          shares: of each shape in the loss; their sum is 1.
 
         Returns:
           The state after it and the metrics, see `update`.
         """
         encode = functools.partial(self._encode, encoder_params)
-        return self.update(state, in_parts(self.micro_batches, encode, images))
+        features = [in_parts(self.micro_batches, encode, one) for one in images]
+        return self.update(state, *features, shares=shares)
 
     def _encode(self, encoder_params: Any, images: jax.Array) -> Features:
         return self.encoder.encode(gathered(self.model.mesh, encoder_params), images)
 
     def update(
-        self, state: TrainState, features: Features
+        self, state: TrainState, *features: Features, shares: Sequence[float] = (1.0,)
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         """The trained half of `train_step`, from features of any floating-point dtype.
 
         Where the loss or the gradient is not finite, parameters and optimizer stay as
         they were; the step counts all the same, so that the next one takes other images.
+
+        Args:
+          state: before the step.
+          *features: of the batch, for each shape of its images.
+          shares: see `train_step`.
 
         Returns:
           The state after the step, and scalars: "loss", "loss_NAME" of each comparison
@@ -92,13 +103,17 @@ class Steps:
         features = _exact(features)
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         gradients, metrics = jax.grad(self._loss, has_aux=True)(
-            gathered(self.model.mesh, state.params), features, key, state.step
+            gathered(self.model.mesh, state.params), features, key, state.step, shares
         )
         metrics["gradient_norm"] = optax.global_norm(gradients)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
         if self.check_numerics:
             metrics |= _finite_flags(
-                {"features": features, "params": state.params, "gradient": gradients}
+                {
+                    "features": features[0] if len(features) == 1 else features,
+                    "params": state.params,
+                    "gradient": gradients,
+                }
             )
         updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -118,7 +133,7 @@ class Steps:
         metrics["skipped_in_a_row"] = state.skipped_in_a_row
         return state, metrics
 
-    def _loss(self, params, features, key, step):
+    def _loss(self, params, features, key, step, shares):
         mining = None
         if self.loss.hard_mining:
             share = easy_share(step, self.loss.easy_share, self.loss.easy_steps)
@@ -129,12 +144,14 @@ class Steps:
                 {"params": params}, features, train=True, rngs={"dropout": key}
             )
 
-        parts = self.micro_batches
-        keys = key if parts == 1 else jax.random.split(key, parts)
-        comparisons = in_parts(parts, predict, features, each=keys)
+        parts, comparisons = self.micro_batches, []
+        own_keys = [key] if len(features) == 1 else jax.random.split(key, len(features))
+        for one, own in zip(features, own_keys, strict=True):
+            keys = own if parts == 1 else jax.random.split(own, parts)
+            comparisons.append(in_parts(parts, predict, one, each=keys))
         weights = self._weights(self.loss.high_weight, self.loss.low_weight)
-        loss, parts = total_loss(comparisons, weights, mining)
-        return loss, {"loss": loss} | {f"loss_{k}": v for k, v in parts.items()}
+        loss, losses = total_loss(comparisons, weights, mining, shares)
+        return loss, {"loss": loss} | {f"loss_{k}": v for k, v in losses.items()}
 
     def _weights(self, high: float, low: float) -> dict[str, float]:
         """The weight of each comparison; an ablation's only one counts whatever it is."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from harmoniad_jax.data.batches import training_order
 from harmoniad_jax.data.records import Record
-from harmoniad_jax.data.shapes import Shape
+from harmoniad_jax.data.shapes import Shape, share_rows
 from harmoniad_jax.devices.mesh import replicate
 from harmoniad_jax.devices.processes import all_agree
 from harmoniad_jax.errors import UserError
@@ -27,15 +27,28 @@ logger = logging.getLogger(__name__)
 EPOCHS_OF_VIEWS = 3
 
 
+class Batch(NamedTuple):
+    """What every training batch is made of, shape by shape.
+
+    Attributes:
+      rows: of each shape (height, width) in pixels; their sum is the batch's size.
+      shares: of each shape in the loss: that of its images, or with balanced categories
+        that of its categories. What rows have to be rounded to changes no expectation.
+    """
+
+    rows: dict[Shape, int]
+    shares: tuple[float, ...]
+
+
 class TrainingData(NamedTuple):
     """The order of a run's images, and what is read of each.
 
     Attributes:
       order: endless, of records.
-      load: gives an image [H, W, 3] uint8, the arrays of `Features` by name, or [2] int32:
-        one of `tables` and a row of it.
+      load: gives an image [H, W, 3] uint8, the arrays of `Features` by name, or int32: the
+        row of its shape's table.
       is_encoded: whether it gives features.
-      shapes: of the images, (height, width) in pixels.
+      batch: what of each shape is in a batch.
       tables: for each shape `Features` of all its images, on every device; None: they are
         read as needed.
     """
@@ -43,8 +56,28 @@ class TrainingData(NamedTuple):
     order: grain.MapDataset
     load: Callable[[Record], Any]
     is_encoded: bool
-    shapes: Sequence[Shape]
-    tables: Sequence[Features] | None = None
+    batch: Batch
+    tables: tuple[Features, ...] | None = None
+
+
+def batch_of(run: Run) -> Batch:
+    """The rows of each shape in the run's training batches.
+
+    Raises:
+      UserError: the batch is too small for so many shapes.
+    """
+    shapes: dict[Shape, list[Record]] = {}
+    for record in run.dataset.train:
+        shapes.setdefault(run.shape_of(record), []).append(record)
+    balanced = run.config.data.class_balanced
+    weights = {
+        shape: len({r.category for r in shapes[shape]} if balanced else shapes[shape])
+        for shape in sorted(shapes)
+    }
+    total, settings = sum(weights.values()), run.config.train
+    divisor = run.mesh.size * settings.micro_batches
+    rows = share_rows(weights, settings.batch_size, divisor)
+    return Batch(rows, tuple(weight / total for weight in weights.values()))
 
 
 def training_data(
@@ -64,52 +97,46 @@ def training_data(
     if run.config.cache.enabled or run.config.variation.views:
         reader = reader or image_reader(run)
         records = reader.hashed(records)  # a view follows from the hash of its image
-    order, shapes = _order(run, records), _shapes(run, records)
+    batch = batch_of(run)
+    order = _order(run, records, batch)
     if run.config.cache.enabled:
         visited = _visited(run, order, records)
         cache = stored_features(run, encoder_params, reader, visited)
         if cache is not None and _fits_on_device(run, cache.bytes_for(visited)):
-            return _on_device(run, cache, order, shapes, visited)
+            return _on_device(run, cache, order, batch, visited)
         if cache is not None:
-            return TrainingData(order, cache.read, True, shapes)
-    return TrainingData(order, run.load_image, False, shapes)
+            return TrainingData(order, cache.read, True, batch)
+    return TrainingData(order, run.load_image, False, batch)
 
 
 def _on_device(
     run: Run,
     cache: FeatureCaches,
     order: grain.MapDataset,
-    shapes: Sequence[Shape],
+    batch: Batch,
     records: Sequence[Record],
 ) -> TrainingData:
     """Training from tables of the features of these records, a table for each shape."""
     images = {cache.key(record): record for record in records}
     places, tables = {}, []
-    for shape in shapes:
+    for shape in batch.rows:
         keys = [key for key in images if key[0] == shape]
-        places |= {
-            key: np.array([len(tables), row], np.int32) for row, key in enumerate(keys)
-        }
+        places |= {key: np.int32(row) for row, key in enumerate(keys)}
         tables.append(_load_on_device(run, cache, shape, [images[key] for key in keys]))
     return TrainingData(
-        order, lambda record: places[cache.key(record)], True, shapes, tables
+        order, lambda record: places[cache.key(record)], True, batch, tuple(tables)
     )
 
 
-def _shapes(run: Run, records: Sequence[Record]) -> list[Shape]:
-    """The shapes of training images."""
-    return sorted({run.shape_of(record) for record in records})
-
-
-def _order(run: Run, records: Sequence[Record]) -> grain.MapDataset:
+def _order(run: Run, records: Sequence[Record], batch: Batch) -> grain.MapDataset:
     order = training_order(
         records,
         seed=run.config.train.seed,
         class_balanced=run.config.data.class_balanced,
         views=run.config.variation.views,
         view_of=run.view_of,
-        batch_size=run.config.train.batch_size,
         shape_of=run.shape_of,
+        rows=batch.rows,
     )
     # grain counts batches as a float, and that of an endless order of batches of one image
     # overflows. Half of it is endless as well.
@@ -153,8 +180,7 @@ def _load_on_device(
 ) -> Features:
     """`Features` of N images in the cache's dtype, in their order, on every device."""
     logger.info("loading %s to every device", gigabytes(cache.bytes_for(images)))
-    # A run that is shorter than an epoch may visit no image of a shape.
-    shapes = run.encoder.feature_shapes(max(len(images), 1), shape)
+    shapes = run.encoder.feature_shapes(len(images), shape)
     table = jax.tree.map(lambda s: np.empty(s.shape, run.config.cache.dtype), shapes)
     for row, image in enumerate(images):
         for name, values in cache.read(image).items():

@@ -1,7 +1,7 @@
 """Training from the first step, or the last checkpoint, to the printed table."""
 
-import collections
 import contextlib
+import functools
 import logging
 import signal
 from pathlib import Path
@@ -14,7 +14,6 @@ from harmoniad_jax.checkpoints.folders import has_checkpoints
 from harmoniad_jax.checkpoints.store import Checkpoints
 from harmoniad_jax.config import Config
 from harmoniad_jax.data.folder import masks_of
-from harmoniad_jax.data.shapes import Shape
 from harmoniad_jax.devices.compilation import gigaflops
 from harmoniad_jax.devices.processes import Agreement, is_main
 from harmoniad_jax.errors import UserError
@@ -30,6 +29,7 @@ from harmoniad_jax.run.stored import write_config
 from harmoniad_jax.signals import Interrupted, deferred
 from harmoniad_jax.steps.state import TrainState
 from harmoniad_jax.steps.step import FINITE
+from harmoniad_jax.training.data import batch_of
 from harmoniad_jax.training.progress import Fetched, MetricsWriter
 from harmoniad_jax.training.stepper import Stepper, make_stepper
 from harmoniad_jax.words import in_words
@@ -142,12 +142,18 @@ def describe_run(run: Run) -> None:
     untrained = description.folder is None
     state = jax.eval_shape(run.initial_state)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    batch, shape = run.config.train.batch_size, _usual_shape(run)
-    images = jax.ShapeDtypeStruct((batch, *shape, 3), np.uint8)
-    parts = run.config.train.micro_batches
+    batch, parts = batch_of(run), run.config.train.micro_batches
     steps, encoder = run.steps.counted, run.encoder
-    trained = gigaflops(steps.update, state, encoder.feature_shapes(batch, shape))
-    frozen = gigaflops(steps.encoder.encode, encoder.params, images)
+    features = [encoder.feature_shapes(n, shape) for shape, n in batch.rows.items()]
+    images = [
+        jax.ShapeDtypeStruct((n, *shape, 3), np.uint8) for shape, n in batch.rows.items()
+    ]
+    update = functools.partial(steps.update, shares=batch.shares)
+    trained = gigaflops(update, state, *features)
+    frozen = gigaflops(
+        lambda params, *images: [steps.encoder.encode(params, one) for one in images],
+        *(encoder.params, *images),
+    )
     mesh = " x ".join(f"{size} {axis}" for axis, size in run.mesh.shape.items() if size > 1)
     lines = (
         f"data     {len(data.train)} training, {len(data.held_out)} held-out and "
@@ -161,7 +167,8 @@ def describe_run(run: Run) -> None:
         if untrained
         else f"         weights {run.encoder.weight_hash[:12]}, frozen",
         f"model    {run.config.model.variant}, {parameters:,} trainable parameters",
-        f"step     {trained} trained and {frozen} frozen for {batch} images"
+        f"step     {trained} trained and {frozen} frozen for "
+        f"{run.config.train.batch_size} images"
         + (f", in {parts} parts" if parts > 1 else ""),
         f"devices  {run.mesh.size} {jax.devices()[0].device_kind}"
         + (f", {mesh}" if mesh else "")
@@ -169,12 +176,6 @@ def describe_run(run: Run) -> None:
     )
     for line in lines:
         logger.info(line)
-
-
-def _usual_shape(run: Run) -> Shape:
-    """The shape that most training images have."""
-    counts = collections.Counter(run.shape_of(record) for record in run.dataset.train)
-    return counts.most_common(1)[0][0] if counts else run.preprocessor.shape_of(None)
 
 
 def _sides(run: Run) -> str:

@@ -4,11 +4,11 @@ Three ways to the same numbers, by what `training.data` found room for: images a
 read and encoded in every step; their features are read; or all features are in the
 devices' memory and the host sends row numbers alone, for several steps at once.
 
-The images of a step are of one shape, and every shape has a program of its own.
+A step has rows of every shape of images, and is one program.
 """
 
-import itertools
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from harmoniad_jax.data.batches import training_batches
-from harmoniad_jax.data.shapes import Shape
 from harmoniad_jax.devices.compilation import compile_ahead
 from harmoniad_jax.devices.mesh import (
     abstract_on,
@@ -59,19 +58,19 @@ class Stepper:
     Attributes:
       batches: the iterator over this process's share of the data; its state continues it.
       steps_per_call: steps that can be dispatched at once.
-      programs: for each of the data's shapes, the compiled function that `advance` calls;
-        its first argument, the state, is used up.
+      program: the compiled function that `advance` calls; its first argument, the state, is
+        used up.
     """
 
     steps_per_call = 1
-    programs: list[jax.stages.Compiled]
+    program: jax.stages.Compiled
 
     def __init__(self, run: Run, data: TrainingData):
         self.run, self._data = run, data
         self.batches = training_batches(
             data.order,
             data.load,
-            batch_size=run.config.train.batch_size,
+            rows=tuple(data.batch.rows.values()),
             threads=run.config.data.threads,
             **self._share(),
         )
@@ -101,30 +100,25 @@ class Stepper:
             "process_count": jax.process_count(),
         }
 
-    @property
-    def program(self) -> jax.stages.Compiled:
-        """The only program, where all images are of one shape."""
-        (program,) = self.programs
-        return program
-
     def _compiled(
-        self, shape: Shape, function: Callable, shardings: tuple, *arguments: Any
+        self, function: Callable, shardings: tuple, *arguments: Any
     ) -> jax.stages.Compiled:
-        """A step whose state is donated, for images of a shape.
+        """A step whose state is donated.
 
-        What follows the state among its arguments has these shardings.
+        Args:
+          function: (state, *arguments, shares=) -> (state, metrics).
+          shardings: of the arguments that follow the state.
+          *arguments: their shapes.
         """
         state = self.run.abstract_state()
         state_sharding = shardings_of(state)
         jitted = jax.jit(
-            function,
+            functools.partial(function, shares=self._data.batch.shares),
             in_shardings=(state_sharding, *shardings),
             out_shardings=(state_sharding, replicated(self.run.mesh)),
             donate_argnums=0,
         )
-        height, width = shape
-        several = f" for {width} x {height} px" if len(self._data.shapes) > 1 else ""
-        return compile_ahead(f"the step{several}", jitted, state, *arguments)
+        return compile_ahead("the step", jitted, state, *arguments)
 
 
 class ImageStepper(Stepper):
@@ -133,25 +127,20 @@ class ImageStepper(Stepper):
     def __init__(self, run: Run, data: TrainingData, encoder_params: Any):
         super().__init__(run, data)
         self._encoder_params = encoder_params
-        split, batch = batched(run.mesh), run.config.train.batch_size
-        shardings = (shardings_of(encoder_params), split)
-        self.programs = [
-            self._compiled(
-                shape,
-                run.steps.train_step,
-                shardings,
-                encoder_params,
-                jax.ShapeDtypeStruct((batch, *shape, 3), np.uint8, sharding=split),
-            )
-            for shape in data.shapes
+        split = batched(run.mesh)
+        images = [
+            jax.ShapeDtypeStruct((rows, *shape, 3), np.uint8, sharding=split)
+            for shape, rows in data.batch.rows.items()
         ]
+        shardings = (shardings_of(encoder_params), *[split] * len(images))
+        self.program = self._compiled(
+            run.steps.train_step, shardings, encoder_params, *images
+        )
 
     def advance(self, state: TrainState, steps: int) -> tuple[TrainState, Metrics]:
         assert steps == 1
-        images = next(self.batches)
-        program = self.programs[self._data.shapes.index(images.shape[1:3])]
-        images = shard_batch(self.run.mesh, images)
-        return program(state, self._encoder_params, images)
+        images = shard_batch(self.run.mesh, next(self.batches))
+        return self.program(state, self._encoder_params, *images)
 
 
 class FeatureStepper(Stepper):
@@ -159,23 +148,22 @@ class FeatureStepper(Stepper):
 
     def __init__(self, run: Run, data: TrainingData):
         super().__init__(run, data)
-        split, batch = batched(run.mesh), run.config.train.batch_size
-        self._grids = [run.encoder.grid_of(shape) for shape in data.shapes]
-        self.programs = []
-        for shape in data.shapes:
-            shapes = jax.tree.map(
+        split = batched(run.mesh)
+        features = [
+            jax.tree.map(
                 lambda leaf: jax.ShapeDtypeStruct(leaf.shape, run.config.cache.dtype),
-                run.encoder.feature_shapes(batch, shape),
+                run.encoder.feature_shapes(rows, shape),
             )
-            features = abstract_on(split, shapes)
-            program = self._compiled(shape, run.steps.update, (split,), features)
-            self.programs.append(program)
+            for shape, rows in data.batch.rows.items()
+        ]
+        self.program = self._compiled(
+            run.steps.update, (split,) * len(features), *abstract_on(split, features)
+        )
 
     def advance(self, state: TrainState, steps: int) -> tuple[TrainState, Metrics]:
         assert steps == 1
-        features = Features(**next(self.batches))
-        program = self.programs[self._grids.index(features.patches.shape[2:4])]
-        return program(state, shard_batch(self.run.mesh, features))
+        features = [Features(**arrays) for arrays in next(self.batches)]
+        return self.program(state, *shard_batch(self.run.mesh, features))
 
 
 class TableStepper(Stepper):
@@ -183,29 +171,26 @@ class TableStepper(Stepper):
 
     def __init__(self, run: Run, data: TrainingData):
         super().__init__(run, data)
-        settings, everywhere = run.config.train, replicated(run.mesh)
-        self.steps_per_call = settings.steps_per_call
-        self._shape = (settings.steps_per_call, settings.batch_size)
-        rows = jax.ShapeDtypeStruct(self._shape, jnp.int32, sharding=everywhere)
+        everywhere = replicated(run.mesh)
+        self.steps_per_call = run.config.train.steps_per_call
+        self._shapes = [(self.steps_per_call, rows) for rows in data.batch.rows.values()]
+        rows = tuple(
+            jax.ShapeDtypeStruct(shape, jnp.int32, sharding=everywhere)
+            for shape in self._shapes
+        )
         count = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
         take_steps = several_steps(run, self.steps_per_call)
-        self.programs = [
-            self._compiled(shape, take_steps, 3 * (everywhere,), table, rows, count)
-            for shape, table in zip(data.shapes, data.tables, strict=True)
-        ]
+        self.program = self._compiled(
+            take_steps, 3 * (everywhere,), data.tables, rows, count
+        )
 
     def advance(self, state: TrainState, steps: int) -> tuple[TrainState, Metrics]:
-        batches = [next(self.batches) for _ in range(steps)]
-        metrics: Metrics = {}
-        # A call for as many steps as follow each other in one table.
-        for table, some in itertools.groupby(batches, lambda batch: int(batch[0, 0])):
-            chosen = [batch[:, 1] for batch in some]
-            taken = np.zeros(self._shape, np.int32)
-            taken[: len(chosen)] = chosen
-            rows = place(replicated(self.run.mesh), (taken, np.int32(len(chosen))))
-            program = self.programs[table]
-            state, metrics = program(state, self._data.tables[table], *rows)
-        return state, metrics
+        taken = tuple(np.zeros(shape, np.int32) for shape in self._shapes)
+        for step in range(steps):
+            for rows, chosen in zip(taken, next(self.batches), strict=True):
+                rows[step] = chosen
+        placed = place(replicated(self.run.mesh), (taken, np.int32(steps)))
+        return self.program(state, self._data.tables, *placed)
 
     def _share(self) -> dict[str, int]:
         # Row numbers are needed by all processes.
@@ -219,23 +204,31 @@ def several_steps(run: Run, most: int) -> Callable:
     calls at other steps than an undisturbed one, and must still run the same program.
 
     Returns:
-      (state, table, rows, count) -> (state, metrics of the last step): `table` holds
-      `Features` of N images, `rows` [most, B] int32 into it, `count` int32 steps.
+      (state, tables, rows, count, shares=) -> (state, metrics of the last step): for each
+      shape of images, `tables` holds `Features` of N images and `rows` [most, B_s] int32
+      into it; `count` is an int32 number of steps; `shares`: see `Steps.train_step`.
     """
     split = batched(run.mesh)
 
-    def step(state: TrainState, table: Features, rows: jax.Array):
-        features = jax.tree.map(lambda leaf: leaf[rows], table)
-        return run.steps.update(state, jax.lax.with_sharding_constraint(features, split))
+    def steps(
+        state: TrainState,
+        tables: Sequence[Features],
+        rows: Sequence[jax.Array],
+        count: jax.Array,
+        shares: Sequence[float] = (1.0,),
+    ):
+        def step(state: TrainState, index: jax.Array | int):
+            features = [
+                jax.tree.map(lambda leaf, chosen=chosen: leaf[chosen[index]], table)
+                for table, chosen in zip(tables, rows, strict=True)
+            ]
+            features = jax.lax.with_sharding_constraint(features, split)
+            return run.steps.update(state, *features, shares=shares)
 
-    def steps(state: TrainState, table: Features, rows: jax.Array, count: jax.Array):
-        _, shapes = jax.eval_shape(step, state, table, rows[0])
+        _, shapes = jax.eval_shape(step, state, 0)
         nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         return jax.lax.fori_loop(
-            0,
-            count,
-            lambda index, carry: step(carry[0], table, rows[index]),
-            (state, nothing),
+            0, count, lambda index, carry: step(carry[0], index), (state, nothing)
         )
 
     return steps

@@ -39,7 +39,7 @@ def loader(side):
 
 
 def iterator(records, **changes):
-    settings = {"image_side": 4, "batch_size": 4, "seed": 0, "threads": 2} | changes
+    settings = {"image_side": 4, "rows": (4,), "seed": 0, "threads": 2} | changes
     order = training_order(records, seed=settings.pop("seed"))
     return training_batches(order, loader(settings.pop("image_side")), **settings)
 
@@ -51,7 +51,7 @@ def indices(images):
 
 
 def take(batches, count):
-    return [indices(next(batches)) for _ in range(count)]
+    return [indices(*next(batches)) for _ in range(count)]
 
 
 def flatten(batches):
@@ -62,7 +62,7 @@ def flatten(batches):
 
 
 def test_a_training_batch_is_preprocessed_images(records):
-    images = next(iterator(records))
+    (images,) = next(iterator(records))
     assert (images.dtype, images.shape) == (np.uint8, (4, 4, 4, 3))
 
 
@@ -83,13 +83,13 @@ def test_the_order_is_decided_by_the_seed(records):
 def test_categories_are_mixed(records):
     """Joint training: batches of one category alone would be forgotten by the next."""
     for seed in range(5):
-        epoch = flatten(take(iterator(records, seed=seed, batch_size=5), 2))
+        epoch = flatten(take(iterator(records, seed=seed, rows=(5,)), 2))
         categories = [records[index].category for index in epoch]
         assert categories not in (sorted(categories), sorted(categories, reverse=True))
 
 
 def test_a_batch_may_be_larger_than_the_data(records):
-    (batch,) = take(iterator(records, batch_size=25), 1)
+    (batch,) = take(iterator(records, rows=(25,)), 1)
     assert sorted(batch[:10]) == sorted(batch[10:20]) == list(range(COUNT))
     assert len(set(batch[20:])) == 5
 
@@ -197,11 +197,11 @@ def first(order, count, begin=0):
 def reader(order, batch_size=6, **share):
     """Batches of the records' keys."""
     load = lambda record: np.array(record.key)  # noqa: E731
-    return training_batches(order, load, batch_size=batch_size, threads=2, **share)
+    return training_batches(order, load, rows=(batch_size,), threads=2, **share)
 
 
 def keys(batches, count):
-    return [next(batches).tolist() for _ in range(count)]
+    return [next(batches)[0].tolist() for _ in range(count)]
 
 
 sizes_of_categories = st.lists(st.integers(1, 7), min_size=1, max_size=8)
@@ -358,10 +358,10 @@ def test_what_is_loaded_of_a_record_changes_nothing_of_the_order(balanced):
     def load(record):
         return {"a": np.array(record.sha256), "b": np.zeros((2, 3), np.float16)}
 
-    others = training_batches(order, load, batch_size=6, threads=3)
+    others = training_batches(order, load, rows=(6,), threads=3)
     others.set_state(batches.get_state())
     for expected in keys(batches, 5):
-        batch = next(others)
+        (batch,) = next(others)
         assert batch["a"].tolist() == expected
         assert (batch["b"].dtype, batch["b"].shape) == (np.float16, (6, 2, 3))
 

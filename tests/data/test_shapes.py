@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from harmoniad_jax.config import Config
-from harmoniad_jax.data.batches import TURNS, training_batches, training_order
+from harmoniad_jax.data.batches import training_batches, training_order
 from harmoniad_jax.data.preprocess import Preprocessor, measure_preprocessor, scale_to
 from harmoniad_jax.data.records import EncodedImage, Record
-from harmoniad_jax.data.shapes import MOST_ASPECT, input_shape, nearest_shape
+from harmoniad_jax.data.shapes import MOST_ASPECT, input_shape, nearest_shape, share_rows
+from harmoniad_jax.errors import UserError
 from harmoniad_jax.run.stored import parse_stored
 
 PATCH = 14
@@ -149,8 +150,6 @@ def test_the_image_is_scaled_whole_to_its_shape():
 
 # The order of training.
 
-B = 4
-
 
 def mixed(counts):
     return [
@@ -164,8 +163,13 @@ def shape_of(record):
     return SHAPES[record.category]
 
 
+COUNTS = {"tall": 9, "square": 30, "wide": 12}
+ROWS = {SHAPES["square"]: 4, SHAPES["tall"]: 1, SHAPES["wide"]: 3}
+B = sum(ROWS.values())
+
+
 def order_of(records, **settings):
-    settings = {"seed": 3, "batch_size": B, "shape_of": shape_of} | settings
+    settings = {"seed": 3, "shape_of": shape_of, "rows": ROWS} | settings
     return training_order(records, **settings)
 
 
@@ -173,60 +177,64 @@ def batches_of(order, count):
     return [[order[B * batch + row] for row in range(B)] for batch in range(count)]
 
 
-COUNTS = {"tall": 9, "square": 30, "wide": 12}
+shape_weights = st.dictionaries(
+    st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    st.integers(1, 1000),
+    min_size=1,
+    max_size=6,
+)
 
 
-def test_a_batch_is_of_one_shape():
+@given(shape_weights, st.integers(6, 64), st.integers(1, 4))
+@settings(deadline=None, max_examples=50)
+def test_rows_are_shared_out_by_images(weights, units, divisor):
+    rows = share_rows(weights, units * divisor, divisor)
+    assert list(rows) == sorted(weights) and sum(rows.values()) == units * divisor
+    total = sum(weights.values())
+    # One more than its share at most, but for those that would have no row.
+    for shape, count in rows.items():
+        assert count % divisor == 0
+        assert 1 <= count / divisor <= max(weights[shape] / total * units + 1, 1)
+
+
+def test_rows_are_exact_where_they_can_be():
+    assert share_rows({(2, 8): 10, (4, 4): 50, (8, 2): 20}, 16, 2) == {
+        (2, 8): 2,
+        (4, 4): 10,
+        (8, 2): 4,
+    }
+
+
+def test_a_batch_needs_a_row_of_every_shape():
+    shapes = {(1, n): 5 for n in range(1, 4)}
+    with pytest.raises(UserError, match="at least 12, or config.data.fit=squash"):
+        share_rows(shapes, 8, 4)
+
+
+def test_every_batch_has_the_rows_of_every_shape():
+    expected = [shape for shape, count in ROWS.items() for _ in range(count)]
     for batch in batches_of(order_of(mixed(COUNTS)), 60):
-        assert len({record.category for record in batch}) == 1
+        assert [shape_of(record) for record in batch] == expected
 
 
-def test_images_of_every_shape_are_read_equally_often():
+def test_images_of_a_shape_are_read_equally_often():
     records = mixed(COUNTS)
-    read = [r for batch in batches_of(order_of(records), 4 * 51) for r in batch]
-    counts = [read.count(record) for record in records]
-    # 16 epochs; the turns that began last may be of any shapes.
-    assert min(counts) >= 14 and max(counts) <= 18
-
-
-def test_shapes_take_turns():
-    """No shape is missing for long: what was learnt of it is not forgotten."""
-    batches = batches_of(order_of(mixed(COUNTS)), 5 * TURNS)
-    turns = np.array([batch[0].category for batch in batches]).reshape(5, TURNS)
+    read = [r for batch in batches_of(order_of(records), 90) for r in batch]
     for name, count in COUNTS.items():
-        share = count / sum(COUNTS.values())
-        assert (np.abs((turns == name).sum(axis=1) - share * TURNS) <= 2).all()
+        epochs = {read.count(record) for record in records if record.category == name}
+        whole = 90 * ROWS[SHAPES[name]] / count
+        assert epochs <= {int(whole), int(whole) + 1}
 
 
-def test_turns_keep_step_with_nothing():
-    """Five shapes in turns of five would log the same one every 20 steps."""
-    names = "abcde"
-    order = order_of(
-        mixed(dict.fromkeys(names, 9)),
-        shape_of=lambda record: (1, names.index(record.category)),
-    )
-    logged = [order[B * (step - 1)].category for step in range(20, 400, 20)]
-    assert all(logged.count(name) <= 10 for name in names)
-    other = order_of(
-        mixed(dict.fromkeys(names, 9)),
-        shape_of=lambda record: (1, names.index(record.category)),
-        seed=4,
-    )
-    assert [order[B * i].category for i in range(32)] != [
-        other[B * i].category for i in range(32)
-    ]
-
-
-def test_balanced_categories_are_balanced_over_shapes():
+def test_balanced_categories_are_balanced_in_their_shape():
     records = mixed(COUNTS)
     more = [dataclasses.replace(r, category="cube") for r in mixed({"square": 3})]
     shapes = {**SHAPES, "cube": SHAPES["square"]}
     order = order_of(
         records + more, class_balanced=True, shape_of=lambda record: shapes[record.category]
     )
-    read = [r.category for batch in batches_of(order, 120) for r in batch]
-    for name in shapes:
-        assert abs(read.count(name) - 120) <= 8
+    read = [r.category for batch in batches_of(order, 60) for r in batch]
+    assert read.count("square") == read.count("cube") == 120
 
 
 def test_one_shape_is_ordered_as_ever():
@@ -241,16 +249,18 @@ def test_one_shape_is_ordered_as_ever():
 def test_processes_read_the_same_batches_and_continue_after_any(processes):
     records = mixed(COUNTS)
     names = {record: index for index, record in enumerate(records)}
-    order = order_of(records)
+    rows = {shape: 4 * count for shape, count in ROWS.items()}
+    order = order_of(records, rows=rows)
     order = order[: len(order) // 2]
-    expected = [[names[record] for record in batch] for batch in batches_of(order, 9)]
+    size = sum(rows.values())
+    expected = [[names[order[size * b + r]] for r in range(size)] for b in range(9)]
 
     def iterators():
         return [
             training_batches(
                 order,
                 lambda record: np.int32(names[record]),
-                batch_size=B,
+                rows=tuple(rows.values()),
                 threads=2,
                 process_index=index,
                 process_count=processes,
@@ -258,10 +268,15 @@ def test_processes_read_the_same_batches_and_continue_after_any(processes):
             for index in range(processes)
         ]
 
+    def batch(of_processes):
+        """What the processes read of one batch, joined shape by shape."""
+        parts = zip(*(next(one) for one in of_processes), strict=True)
+        return np.concatenate([row for part in parts for row in part]).tolist()
+
     first = iterators()
-    found = [np.concatenate([next(one) for one in first]).tolist() for _ in range(5)]
+    found = [batch(first) for _ in range(5)]
     second = iterators()
     for one, other in zip(first, second, strict=True):
         other.set_state(one.get_state())
-    found += [np.concatenate([next(one) for one in second]).tolist() for _ in range(4)]
+    found += [batch(second) for _ in range(4)]
     assert found == expected

@@ -56,13 +56,13 @@ def train(run, steps=None):
     batches = training_batches(
         data.order,
         data.load,
-        batch_size=run.config.train.batch_size,
+        rows=tuple(data.batch.rows.values()),
         threads=run.config.data.threads,
     )
     state = replicate(run.mesh, initial_state(run))
     losses = []
     for _ in range(steps or run.config.train.num_steps):
-        batch = shard_batch(run.mesh, next(batches))
+        (batch,) = shard_batch(run.mesh, next(batches))
         if data.is_encoded:
             state, metrics = compiled(run.steps.update)(state, Features(**batch))
         else:

@@ -31,12 +31,16 @@ def one_minus_cosine(first, second):
 @jax.jit
 def value_and_gradient(target, prediction, share, factor):
     return jax.value_and_grad(
-        lambda prediction: hard_cosine(target, prediction, HardMining(share, factor))
+        lambda prediction: hard_cosine(
+            [Comparison(target, prediction)], HardMining(share, factor)
+        )
     )(prediction)
 
 
 def plain_value_and_gradient(target, prediction):
-    return jax.value_and_grad(lambda guess: hard_cosine(target, guess, None))(prediction)
+    return jax.value_and_grad(lambda guess: hard_cosine([Comparison(target, guess)], None))(
+        prediction
+    )
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
@@ -44,7 +48,9 @@ def test_value_is_the_cosine_of_the_flattened_maps(share):
     target, prediction = pair(0)
     flat = (*SHAPE[:2], -1)
     expected = one_minus_cosine(target.reshape(flat), prediction.reshape(flat)).mean()
-    assert float(hard_cosine(target, prediction, None)) == pytest.approx(expected, rel=1e-5)
+    assert float(hard_cosine([Comparison(target, prediction)], None)) == pytest.approx(
+        expected, rel=1e-5
+    )
     mined, _ = value_and_gradient(target, prediction, share, 0.1)
     assert float(mined) == pytest.approx(expected, rel=1e-5)
 
@@ -128,10 +134,36 @@ def test_easy_share_grows_linearly_and_stays():
 def test_total_loss_is_the_weighted_sum(mining):
     comparisons = {name: Comparison(*pair(seed)) for seed, name in enumerate("abc")}
     weights = {"a": 1.0, "b": 0.5, "c": 0.0, "unused": 9.0}
-    total, parts = total_loss(comparisons, weights, mining)
+    total, parts = total_loss([comparisons], weights, mining)
     assert set(parts) == set(comparisons)
     for name, comparison in comparisons.items():
-        expected = float(hard_cosine(*comparison, None))
+        expected = float(hard_cosine([comparison], None))
         assert float(parts[name]) == pytest.approx(expected, rel=1e-5)
     expected = float(parts["a"]) + 0.5 * float(parts["b"])
     assert float(total) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.7])
+def test_a_batch_of_two_shapes_is_one_batch(share):
+    """Halves of a batch as if they were of two shapes: the same loss and gradient."""
+    target, prediction = pair(6)
+
+    def loss(prediction, parts):
+        halves = zip(jnp.split(target, parts), jnp.split(prediction, parts), strict=True)
+        comparisons = [Comparison(*half) for half in halves]
+        return hard_cosine(comparisons, HardMining(share, 0.1), [1 / parts] * parts)
+
+    value, gradient = jax.value_and_grad(loss)(prediction, 1)
+    again, other = jax.value_and_grad(loss)(prediction, 2)
+    assert float(value) == pytest.approx(float(again), rel=1e-6)
+    np.testing.assert_allclose(gradient, other, rtol=1e-5, atol=1e-9)
+
+
+def test_shapes_count_by_their_shares():
+    """And not by their rows."""
+    target, prediction = pair(7)
+    wide = Comparison(target.reshape(2, 2, 1, 12, 5), -target.reshape(2, 2, 1, 12, 5))
+    square = Comparison(target, prediction)
+    both = hard_cosine([square, wide], None, [0.75, 0.25])
+    expected = 0.75 * hard_cosine([square], None) + 0.25 * 2
+    assert float(both) == pytest.approx(float(expected), rel=1e-6)

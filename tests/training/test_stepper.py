@@ -115,7 +115,7 @@ def several(smallest, rows):
     def take(state, first, count):
         chosen = np.zeros_like(rows)
         chosen[:count] = rows[first : first + count]
-        return function(state, table, chosen, np.int32(count))
+        return function(state, (table,), (chosen,), np.int32(count))
 
     return take
 
