@@ -283,10 +283,11 @@ class EvaluationConfig:
 
     # Images per step, rounded up to a multiple of the number of devices.
     batch_size: int = setting(16, at_least=1, touches=NOTHING)
-    # Side of anomaly maps and masks in pixels.
-    map_side: int = setting(256, at_least=1, touches=SCORES)
-    # Standard deviation of the Gaussian that smooths the maps, in their pixels.
-    smoothing_sigma: float = setting(4.0, at_least=0, touches=SCORES)
+    # Side of anomaly maps and masks in cells. 0: 16 for each patch of the encoder, so that
+    # small defects keep their size in patches at every resolution.
+    map_side: int = setting(0, at_least=0, touches=SCORES, older=256)
+    # Standard deviation of the Gaussian that smooths the maps, in their cells.
+    smoothing_sigma: float = setting(2.0, at_least=0, touches=SCORES, older=4.0)
     # Share of a map's largest pixels whose mean is the image score; 0: the maximum.
     top_share: float = setting(0.01, at_least=0, at_most=1, touches=SCORES)
     # Weight of a feature group as a share of that of the next shallower one, in anomaly

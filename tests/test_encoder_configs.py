@@ -110,8 +110,7 @@ def test_training_and_prediction_have_the_expected_shapes(name):
     )
     assert encoded == shapes
     prediction, state, after, metrics = abstract_prediction(run, 2)
-    map_side = config.evaluation.map_side
-    assert prediction.anomaly_maps.shape == (2, map_side, map_side)
+    assert prediction.anomaly_maps.shape == (2, 16 * grid, 16 * grid)
     assert prediction.image_scores.shape == (2,)
     assert {maps.shape for maps in prediction.distance_maps.values()} == {(2, grid, grid)}
     assert jax.tree.map(lambda leaf: leaf.shape, after) == jax.tree.map(

@@ -28,9 +28,9 @@ def kinds_of(
 
     Args:
       records: N test images of a category.
-      anomaly_maps: [N, S', S'] float32.
+      anomaly_maps: [N, H', W'] float32.
       scores: [N] float32.
-      settings: `map_side` and `mask_rule`.
+      settings: `mask_rule` is read.
 
     Returns:
       Kind -> `KIND_METRICS` and "num_images", the defective ones; NaN where undefined.

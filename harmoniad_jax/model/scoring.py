@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.ndimage
 
+# Cells of the anomaly maps along a side of a patch, unless their side is set.
+CELLS_A_PATCH = 16
 # Where the product of two norms is below this, their angle means nothing: the cosine
 # distance goes to 1. A deviation below it counts as this.
 SMALLEST_NORM = 1e-8
@@ -129,13 +131,13 @@ def upsampling_matrix(source: int, target: int, sigma: float) -> np.ndarray:
 def map_shape(grid: Sequence[int], side: int) -> tuple[int, int]:
     """Height and width of the anomaly maps of a grid of patches.
 
-    The same number of cells as side x side and the aspect of the grid, both rounded: so a
-    patch has about as many cells, along both axes, whatever the shape of the image.
-
     Args:
       grid: (h, w) in patches.
-      side: of the maps of a square grid.
+      side: of the maps of a square grid: another grid has as many cells and its own aspect,
+        both rounded. 0: `CELLS_A_PATCH` for each patch.
     """
+    if side == 0:
+        return CELLS_A_PATCH * grid[0], CELLS_A_PATCH * grid[1]
     stretch = math.sqrt(grid[1] / grid[0])
     return max(round(side / stretch), 1), max(round(side * stretch), 1)
 

@@ -192,3 +192,16 @@ def test_image_score_does_not_depend_on_places():
     np.testing.assert_allclose(
         image_scores(maps, 0.2), image_scores(shuffled.reshape(2, 4, 9), 0.2), rtol=1e-6
     )
+
+
+def test_a_spot_has_its_size_in_patches_on_every_grid():
+    """So a finer grid shows smaller defects: cells and smoothing are of the patch."""
+    spots = []
+    for side in (6, 9):
+        maps = np.zeros((1, side, side), np.float32)
+        maps[0, 3, 3] = 1
+        shape = map_shape((side, side), 0)
+        assert shape == (16 * side, 16 * side)
+        spots.append(upsample(maps, shape, 2.0)[0, 16:96, 16:96])
+    np.testing.assert_allclose(*spots, atol=1e-6)
+    assert map_shape((10, 25), 0) == (160, 400)

@@ -77,7 +77,7 @@ MISTAKES = [
     ("train.checkpoint_every_steps", 0, "at least 1"),
     ("train.keep_checkpoints", 0, "at least 1"),
     ("evaluation.batch_size", 0, "at least 1"),
-    ("evaluation.map_side", 0, "at least 1"),
+    ("evaluation.map_side", -1, "not be negative"),
     ("evaluation.calibration_images", 0, "at least 1"),
     ("evaluation.top_share", 1.5, "share between 0 and 1"),
     ("evaluation.top_share", -0.5, "share between 0 and 1"),
