@@ -293,8 +293,8 @@ class EvaluationConfig:
     # Weight of a feature group as a share of that of the next shallower one, in anomaly
     # maps and in image scores: 1 gives all the same, 0 takes the shallowest alone. The
     # shallow features say where a defect is, the deep ones whether there is one
-    # (docs/method.md).
-    map_decay: float = setting(0.1, at_least=0, at_most=1, touches=SCORES)
+    # (docs/results/travel.md).
+    map_decay: float = setting(0.25, at_least=0, at_most=1, touches=SCORES, older=0.1)
     score_decay: float = setting(0.5, at_least=0, at_most=1, touches=SCORES)
     # Weights of the branches' standardised maps; that of the fused reconstruction has 1. On
     # real images they add nothing to the fused one (docs/results/ablation.md).

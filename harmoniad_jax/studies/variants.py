@@ -71,6 +71,11 @@ VARIANTS: dict[str, Settings] = {
     "no-hard-mining": {"loss.hard_mining": False},
     "fused-loss-only": {"loss.high_weight": 0.0, "loss.low_weight": 0.0},
     # The score: a trained run evaluated in another way.
+    "earlier-scoring": {"evaluation.map_decay": 0.1, "evaluation.smoothing_sigma": 4.0},
+    "smoothing-4": {"evaluation.smoothing_sigma": 4.0},
+    "map-decay-0.1": {"evaluation.map_decay": 0.1},
+    "map-decay-0.5": {"evaluation.map_decay": 0.5},
+    "score-of-fewer-cells": {"evaluation.top_share": 0.003},
     "groups-equal": {"evaluation.map_decay": 1.0, "evaluation.score_decay": 1.0},
     "shallow-group-only": {"evaluation.map_decay": 0.0, "evaluation.score_decay": 0.0},
     # The published recipe of `plain` gives both groups the same weight.
