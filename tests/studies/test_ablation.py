@@ -95,6 +95,11 @@ def test_variants_of_the_evaluation_need_no_training():
         "plain-groups-equal": "plain",
         "with-branch-maps": "harmoniad",
         "score-is-maximum": "harmoniad",
+        "earlier-scoring": "harmoniad",
+        "smoothing-4": "harmoniad",
+        "map-decay-0.1": "harmoniad",
+        "map-decay-0.5": "harmoniad",
+        "score-of-fewer-cells": "harmoniad",
     }
     # What they evaluate is made before them.
     assert list(choose(["plain-groups-equal"], VARIANTS)) == [
