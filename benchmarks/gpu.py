@@ -158,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options = parse(arguments)
         if options.group is None:
             campaign(options)
-            print((options.out / "campaign.md").read_text())
+            print((options.out / "campaign.md").read_text(), end="")
             return
         context = Context(
             _sizes(options),

@@ -67,6 +67,19 @@ def test_a_deadline_is_a_moment():
     assert 9 < Deadline(time.time() + 10).left <= 10
 
 
+REHEARSED = {
+    "images": 3629,
+    "batch": 16,
+    "steps": 5000,
+    "all_steps": 10_000,
+    "seconds": 90.0,
+    "ready_seconds": 40.0,
+    "pieces": 2,
+    "peak_bytes": 2_000_000_000,
+    "unfinished": True,
+}
+
+
 def timed(**changes):
     return {
         "seconds": 0.02,
@@ -88,16 +101,7 @@ def test_the_page_shows_shares_and_what_is_missing():
             "head big, harmoniad, bfloat16, 16 images": timed(steps=10),
             "head big, plain, float32, 256 images": {"error": "does not fit"},
             "encoder big, fused attention, 16 images": timed(flops=None),
-            REHEARSAL: {
-                "images": 3629,
-                "batch": 16,
-                "steps": 5000,
-                "all_steps": 10_000,
-                "seconds": 90.0,
-                "ready_seconds": 40.0,
-                "pieces": 2,
-                "peak_bytes": 2_000_000_000,
-            },
+            REHEARSAL: REHEARSED,
             "profile big": {"busiest": [], "steps": 1},
         },
         "missing": ["split big, fft, 16 images"],
@@ -142,7 +146,7 @@ def test_a_tiny_campaign_measures_everything_and_goes_on(tmp_path):
     kept = Kept(out)
     # As a campaign leaves it that was cut: a measurement, and steps that are left.
     kept.put(MATMUL, {"flops_per_second": {"float32": 1e9, "bfloat16": 2e9}})
-    kept.put(REHEARSAL, {"steps": 2, "seconds": 5.0, "pieces": 1, "unfinished": True})
+    kept.put(REHEARSAL, {**REHEARSED, "steps": 2, "seconds": 5.0, "pieces": 1})
     done = campaign(out, scratch)
     assert done.returncode == 0, done.stderr
     figures = json.loads((out / "campaign.json").read_text())

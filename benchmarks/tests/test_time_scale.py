@@ -106,4 +106,4 @@ def test_a_tiny_run_has_every_stage(tmp_path, capsys):
         assert stage["resident_bytes"] >= stage["own_bytes"] > 10_000_000
     assert all(size > 0 for size in figures["bytes"].values())
     printed = capsys.readouterr().out
-    assert all(printed.count(f"| {name} |") == 3 for name in names)
+    assert all(printed.count(f"| {name} |") >= 3 for name in names)
