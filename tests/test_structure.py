@@ -98,7 +98,10 @@ ROOMS = {
     "model": ("errors",),
     "devices": ("config", "errors", "folders", "words"),
     "steps": ("config", "devices", "model"),
-    "run": (*BASICS, "config", "data", "devices", "model", "steps", "tfds_builders"),
+    "run": (
+        *(*BASICS, "config", "data", "devices", "metrics", "model", "steps"),
+        "tfds_builders",
+    ),
     "checkpoints": ("devices", "errors", "locks", "run", "steps"),
     "features": (*BASICS, "config", "data", "devices", "model", "run"),
     "inference": (

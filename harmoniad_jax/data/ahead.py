@@ -9,7 +9,7 @@ PREFETCHED_IMAGES = 64
 
 
 def prefetched(
-    items: Sequence[Any], load: Callable[[Any], Any], threads: int
+    items: Sequence[Any], load: Callable[[Any], Any], threads: int | None = None
 ) -> Iterator[Any]:
     """What `load` gives for each item, in order; some are loaded ahead.
 
@@ -18,7 +18,7 @@ def prefetched(
     Args:
       items: of any kind.
       load: may be called in any of the threads.
-      threads: that load at the same time.
+      threads: that load at the same time; None: as many as Python takes by itself.
     """
     pool = concurrent.futures.ThreadPoolExecutor(threads)
     waiting: collections.deque[concurrent.futures.Future] = collections.deque()

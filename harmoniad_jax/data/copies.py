@@ -58,20 +58,32 @@ def thumbnail(pixels: np.ndarray) -> bytes:
 
 
 def nearly_alike(thumbnails: Sequence[bytes]) -> list[tuple[int, int]]:
-    """The places of thumbnails that are nearly like another one, and of the nearest one."""
-    values = np.frombuffer(b"".join(thumbnails), np.uint8).astype(np.float32)
-    values = values.reshape(-1, THUMBNAIL_SIDE**2)
+    """The places of thumbnails that are nearly like another one, and of the nearest one.
+
+    Only those of nearly the same brightness are compared: means differ by no more than the
+    root mean square of the differences. Memory grows with the number of thumbnails, not
+    with its square.
+    """
+    values = np.frombuffer(b"".join(thumbnails), np.uint8).reshape(-1, THUMBNAIL_SIDE**2)
+    means = values.mean(axis=1)
+    order = np.argsort(means, kind="stable")
+    values, means = values[order].astype(np.float32), means[order]
     squares = np.square(values).sum(axis=1)
     found = []
     for start in range(0, len(values), BLOCK):
-        rows = values[start : start + BLOCK]
-        distances = squares[start : start + BLOCK, None] + squares - 2 * rows @ values.T
-        places = np.arange(start, start + len(rows))
-        distances[places - start, places] = np.inf
-        nearest = distances.argmin(axis=1)
+        rows = slice(start, min(start + BLOCK, len(values)))
+        reach = means[rows][[0, -1]] + [-NEARLY_ALIKE, NEARLY_ALIKE]
+        # A hair more, since the means are rounded.
+        first, last = np.searchsorted(means, reach + [-1e-6, 1e-6])
+        distances = squares[rows, None] + squares[first:last]
+        distances -= 2 * values[rows] @ values[first:last].T
+        places = np.arange(rows.start, rows.stop)
+        distances[places - start, places - first] = np.inf
+        nearest = first + distances.argmin(axis=1)
         alike = distances.min(axis=1) <= NEARLY_ALIKE**2 * values.shape[1]
-        found += zip(places[alike].tolist(), nearest[alike].tolist(), strict=True)
-    return found
+        pairs = order[places[alike]], order[nearest[alike]]
+        found += zip(*(places.tolist() for places in pairs), strict=True)
+    return sorted(found)
 
 
 def _split(

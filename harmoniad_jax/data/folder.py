@@ -17,12 +17,12 @@ What looks like a photo and is taken for nothing is an error or a warning.
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from harmoniad_jax.data.ahead import prefetched
 from harmoniad_jax.data.images import open_image
 from harmoniad_jax.data.listing import (
     can_list,
@@ -114,18 +114,18 @@ def unreadable(
       decode: of an image.
     """
 
-    def problem(file: ImageFile, read: Callable[[ImageFile], Any]) -> str | None:
+    def problem(item: tuple[ImageFile, Callable[[ImageFile], Any]]) -> str | None:
+        file, read = item
         try:
             read(file)
         except UserError as error:
             return str(error)
         return None
 
-    files, reads = [*images, *masks], [decode] * len(images) + [read_mask] * len(masks)
-    with ThreadPoolExecutor() as pool:
-        checks = pool.map(problem, files, reads)
-        bar = tqdm(checks, "checking images", len(files), leave=False, disable=None)
-        return [found for found in bar if found]
+    items = [(file, decode) for file in images] + [(file, read_mask) for file in masks]
+    checks = prefetched(items, problem)
+    bar = tqdm(checks, "checking images", len(items), leave=False, disable=None)
+    return [found for found in bar if found]
 
 
 def is_good(name: str) -> bool:

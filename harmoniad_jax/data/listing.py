@@ -1,6 +1,7 @@
 """The files of a folder: which look like photos, and a word on those that are not read."""
 
 import logging
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,18 +39,29 @@ def listed(paths: Sequence[Path]) -> str:
 def subfolders(folder: Path) -> list[str]:
     if not can_list(folder):
         return []
-    return sorted(
-        child.name
-        for child in folder.iterdir()
-        if child.is_dir() and not child.name.startswith(".")
-    )
+    names = (entry.name for entry in _entries(folder) if _is_folder(entry))
+    return sorted(name for name in names if not name.startswith("."))
 
 
 def _files(folder: Path) -> list[Path]:
     """The files of a folder, sorted."""
     if not can_list(folder):
         return []
-    return sorted(path for path in folder.iterdir() if not path.is_dir())
+    names = (entry.name for entry in _entries(folder) if not _is_folder(entry))
+    return [folder / name for name in sorted(names)]
+
+
+def _entries(folder: Path) -> list[os.DirEntry]:
+    """What lies in a folder; the system lists it with its kind, without a look at each."""
+    with os.scandir(folder) as entries:
+        return list(entries)
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads nowhere, or in a circle
+        return False
 
 
 def files_below(folder: Path, above: frozenset[Path] = frozenset()) -> list[Path]:
@@ -73,9 +85,10 @@ def can_list(folder: Path) -> bool:
     try:
         if not folder.is_dir():
             return False
-        for child in folder.iterdir():
-            child.lstat()
-            break
+        with os.scandir(folder) as entries:
+            for child in entries:
+                child.stat(follow_symlinks=False)
+                break
     except PermissionError:
         return False
     return True

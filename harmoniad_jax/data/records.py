@@ -139,10 +139,13 @@ class Dataset:
         train = [record for record in self.train if record.category not in own]
         first = _groups(train, first or {})
         by_category: dict[str, list[Record]] = {}
+        all_images: dict[str, set[Record]] = {}
         for record in train:
             records = by_category.setdefault(record.category, [])
             if first.get(record, record) == record:
                 records.append(record)
+            images = all_images.setdefault(record.category, set())
+            images.add(first.get(record, record))
         chosen: set[Record] = set()
         for records in by_category.values():
             # A category of nothing but copies of another one's images has no records.
@@ -151,10 +154,7 @@ class Dataset:
             chosen |= {
                 records[(2 * i + 1) * len(records) // (2 * count)] for i in range(count)
             }
-        for category in by_category:
-            images = {
-                first.get(record, record) for record in train if record.category == category
-            }
+        for images in all_images.values():
             if images <= chosen:
                 chosen.remove(min(images, key=lambda record: record.key))
         held = {record for record in train if first.get(record, record) in chosen}

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from harmoniad_jax.data.prepared import TEST
+from harmoniad_jax.data.records import Record
 from harmoniad_jax.devices.processes import is_main, together, wait_for_all
 from harmoniad_jax.errors import UserError, system_problem
 from harmoniad_jax.evaluation.gallery import category_content
@@ -151,7 +152,9 @@ def _evaluate(trained: Trained, workdir: Path) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         report = None
         if is_main() and _reports(run):
-            report = stack.enter_context(ReportWriter(workdir / f"{REPORT_FOLDER}{suffix}"))
+            folder = workdir / f"{REPORT_FOLDER}{suffix}"
+            categories = len({record.category for record in run.dataset.test})
+            report = stack.enter_context(ReportWriter(folder, categories))
         _measure_all(trained, measured, report)
         results = _undefined_to_none(_results(trained, measured))
         page = None
@@ -185,8 +188,11 @@ def _measure_all(
     """Fills in what is measured of each category, and adds each to the report."""
     predictor = Predictor(trained)
     dataset = trained.run.dataset
+    tested: dict[str, list[Record]] = {}
+    for record in dataset.test:
+        tested.setdefault(record.category, []).append(record)
     for category in dataset.categories:
-        records = [record for record in dataset.test if record.category == category]
+        records = tested.get(category)
         if not records:
             if dataset.test:  # otherwise it is said once, of all
                 logger.info("%s has no test images: not evaluated", category)

@@ -11,7 +11,7 @@ from harmoniad_jax.errors import UserError
 from harmoniad_jax.exporting.proof import Runtime, run_in_batches
 from harmoniad_jax.inference.restore import open_trained
 from harmoniad_jax.inference.trained import Trained
-from harmoniad_jax.run.calibration import Calibration
+from harmoniad_jax.run.calibration import Calibration, by_category
 
 
 def own_calibration(
@@ -71,8 +71,6 @@ def measured_calibration(
     maps, scores = run_in_batches(runtime, images, 1)
     return Calibration.measure(
         run.config.evaluation,
-        [record.category for record in records],
-        maps,
-        scores,
+        by_category([record.category for record in records], maps, scores),
         run.dataset.categories,
     )

@@ -1,6 +1,6 @@
 """The stored features of a run: a `FeatureCache` for each shape of its images."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +51,9 @@ class FeatureCaches:
         """Zeros in the place of the features of an image of this shape."""
         return self._caches[shape].empty
 
-    def write(self, records: Sequence[Record], features: Mapping[str, np.ndarray]) -> None:
+    def write(
+        self, records: Sequence[Record], features: Iterable[Mapping[str, np.ndarray]]
+    ) -> None:
         """See `FeatureCache.write`; the records are of one shape."""
         cache = self._caches[self._shape_of(records[0])]
         cache.write([record.sha256 for record in records], features)

@@ -1,7 +1,9 @@
 """Images of a run into features: computed as they are needed, or once and stored."""
 
+import contextlib
 import hashlib
 import importlib.metadata
+import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -254,22 +256,11 @@ def _fill_shape(
     run: Run, encoder_params: Any, reader: ImageReader, records: Sequence[Record]
 ) -> None:
     """The same for records of one shape, at least one."""
-    waiting: list[tuple[Record, dict[str, np.ndarray]]] = []
-    chunk_images = max(CHUNK_IMAGES, len(records) // MOST_CHUNKS)
-
-    def store() -> None:
-        stored, rows = zip(*waiting, strict=True)
-        reader.cache.write(stored, {k: np.stack([row[k] for row in rows]) for k in rows[0]})
-        waiting.clear()
-
-    for record, features in zip(
-        records, _features(run, encoder_params, reader, records), strict=True
-    ):
-        waiting.append((record, features))
-        if len(waiting) == chunk_images:
-            store()
-    if waiting:
-        store()
+    size = max(CHUNK_IMAGES, len(records) // MOST_CHUNKS)
+    with contextlib.closing(_features(run, encoder_params, reader, records)) as features:
+        for start in range(0, len(records), size):
+            chunk = records[start : start + size]
+            reader.cache.write(chunk, itertools.islice(features, len(chunk)))
 
 
 def _features(

@@ -10,12 +10,12 @@ import logging
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from tqdm import tqdm
 
 from harmoniad_jax.config import VariationConfig
+from harmoniad_jax.data.ahead import prefetched
 from harmoniad_jax.data.copies import THUMBNAIL_SIDE, nearly_alike, thumbnail
 from harmoniad_jax.data.folder import unreadable
 from harmoniad_jax.data.preprocess import Preprocessor
@@ -210,11 +210,10 @@ class ImageReader:
                 problems.append(f"{record.image} cannot be read ({error})")
             return bytes(DIGEST_BYTES) + NOT_DECODED
 
-        with ThreadPoolExecutor(self._threads) as pool:
-            digests = pool.map(digest, records)
-            return list(
-                tqdm(digests, "reading images", len(records), leave=False, disable=None)
-            )
+        digests = prefetched(records, digest, self._threads)
+        return list(
+            tqdm(digests, "reading images", len(records), leave=False, disable=None)
+        )
 
     def _read(self, record: Record) -> bytes:
         if record.sha256 is not None:  # it was read when its data set was prepared

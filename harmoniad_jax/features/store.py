@@ -10,6 +10,7 @@ may be killed at any time, several may write at once, and a reader needs no lock
 a chunk into memory and keeps it, even if another process removes the file.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -19,9 +20,9 @@ import shutil
 import time
 import uuid
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -36,6 +37,7 @@ FOLDER_NAME = re.compile("[0-9a-f]{16}")
 # Unfinished chunks of killed processes are removed when no one can be writing them.
 ABANDONED_SECONDS = 24 * 3600
 IMAGE, CHECKSUM = "image", "checksum"
+ROWS = 2**32  # more than a chunk has
 
 
 class FeatureCache:
@@ -70,12 +72,14 @@ class FeatureCache:
             (self.folder / DESCRIPTION_FILE).write_text(text + "\n", encoding="utf-8")
         except OSError as error:
             raise UserError(_cannot_write(self.folder, error)) from None
-        self._rows: dict[str, tuple[Path, np.ndarray]] = {}
+        self._chunks: list[tuple[Path, np.ndarray]] = []
+        # Small, since there may be millions: the hash of an image to its chunk and row.
+        self._rows: dict[bytes, int] = {}
         self.refresh()
 
     def refresh(self) -> None:
         """Maps the chunks that came since, also from other processes."""
-        known = {path for path, _ in self._rows.values()}
+        known = {path for path, _ in self._chunks}
         for path in sorted(self.folder.glob("*.npy")):
             if path not in known:
                 self._map(path)
@@ -85,7 +89,7 @@ class FeatureCache:
             chunk = np.lib.format.open_memmap(path, mode="r")
             if chunk.dtype != self.row or chunk.ndim != 1:
                 raise ValueError(f"it holds {chunk.dtype}")
-            rows = {row[IMAGE].decode("ascii"): (path, row) for row in chunk}
+            images = [bytes.fromhex(name.decode("ascii")) for name in chunk[IMAGE]]
         except FileNotFoundError:
             return  # another process made room
         except OSError as error:
@@ -95,10 +99,18 @@ class FeatureCache:
             logger.warning("%s is damaged and removed (%s)", path, error)
             _remove(path)
             return
-        self._rows |= rows
+        start = len(self._chunks) * ROWS
+        self._chunks.append((path, chunk))
+        self._rows.update(zip(images, range(start, start + len(chunk)), strict=True))
 
     def __contains__(self, image: str) -> bool:
-        return image in self._rows
+        return bytes.fromhex(image) in self._rows
+
+    def _find(self, image: str) -> tuple[Path, np.void]:
+        """The chunk and the row of a stored image."""
+        place, row = divmod(self._rows[bytes.fromhex(image)], ROWS)
+        path, chunk = self._chunks[place]
+        return path, chunk[row]
 
     def bytes_for(self, images: int) -> int:
         """The size of the features of so many images."""
@@ -111,7 +123,7 @@ class FeatureCache:
           KeyError: they are not stored.
           UserError: they were damaged on disk.
         """
-        path, mapped = self._rows[image]
+        path, mapped = self._find(image)
         row = mapped.copy()
         if _checksum(row, self._names) != row[CHECKSUM]:
             raise UserError(
@@ -126,36 +138,72 @@ class FeatureCache:
         row = np.zeros((), self.row)
         return {name: row[name] for name in self._names}
 
-    def write(self, images: Sequence[str], features: Mapping[str, np.ndarray]) -> None:
-        """Stores the features of several images as one chunk.
+    def write(
+        self, images: Sequence[str], features: Iterable[Mapping[str, np.ndarray]]
+    ) -> None:
+        """Stores the features of several images as one chunk, row by row as they come.
 
         Args:
           images: SHA-256 of their files.
-          features: arrays with a leading axis of the same length.
+          features: arrays of each image by name, in order; of one at a time in memory.
 
         Raises:
           UserError: the disk is full or does not let us write.
         """
-        chunk = np.zeros(len(images), self.row)
-        chunk[IMAGE] = images
-        for name in self._names:
-            chunk[name] = features[name]
-        for row in chunk:
-            row[CHECKSUM] = _checksum(row, self._names)
         # Named by what is in it: a second process that writes the same replaces it.
-        name = hashlib.sha256(chunk[IMAGE].tobytes()).hexdigest()[:16]
+        names = np.array(images, self.row[IMAGE])
+        name = hashlib.sha256(names.tobytes()).hexdigest()[:16]
         path = self.folder / f"{name}.npy"
         unfinished = self.folder / f"{name}.{uuid.uuid4().hex}{UNFINISHED}"
+        header = {
+            "descr": np.lib.format.dtype_to_descr(self.row),
+            "fortran_order": False,
+            "shape": (len(images),),
+        }
         try:
-            with unfinished.open("wb") as file:
-                np.save(file, chunk, allow_pickle=False)
+            with self._open_to_write(unfinished) as file:
+                with self._writing():
+                    np.lib.format.write_array_header_1_0(file, header)
+                for image, values in zip(images, features, strict=True):
+                    row = self._row_of(image, values)
+                    with self._writing():
+                        file.write(row.tobytes())
+            with self._writing():
+                unfinished.replace(path)
+        except BaseException:
+            unfinished.unlink(missing_ok=True)
+            raise
+        self._map(path)
+
+    def _row_of(self, image: str, values: Mapping[str, np.ndarray]) -> np.ndarray:
+        row = np.zeros((), self.row)
+        row[IMAGE] = image
+        for name in self._names:
+            row[name] = values[name]
+        row[CHECKSUM] = _checksum(row, self._names)
+        return row
+
+    @contextlib.contextmanager
+    def _open_to_write(self, path: Path) -> Iterator[BinaryIO]:
+        """A file that is on the disk as a whole when it is closed."""
+        with self._writing():
+            file = path.open("wb")
+        try:
+            yield file
+            with self._writing():
                 file.flush()
                 os.fsync(file.fileno())
-            unfinished.replace(path)
+        finally:
+            with self._writing():  # closing writes what is left
+                file.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Around what writes, and not around what is read meanwhile."""
+        try:
+            yield
         except OSError as error:
-            unfinished.unlink(missing_ok=True)
             raise UserError(_cannot_write(self.folder, error)) from None
-        self._map(path)
 
     def make_room(self, images: Collection[str], limit: int) -> None:
         """Makes room for the features of images, see `make_room`.
@@ -171,7 +219,7 @@ class FeatureCache:
 
     def chunks_of(self, images: Collection[str]) -> set[Path]:
         """The files that hold features of these images."""
-        return {self._rows[image][0] for image in images if image in self._rows}
+        return {self._find(image)[0] for image in images if image in self}
 
 
 def make_room(wanted: Sequence[tuple[FeatureCache, Collection[str]]], limit: int) -> None:
@@ -230,7 +278,7 @@ def _files(root: Path, pattern: str) -> list[Path]:
     return [path for folder in folders for path in folder.glob(pattern)]
 
 
-def _checksum(row: np.void, names: Sequence[str]) -> int:
+def _checksum(row: np.ndarray | np.void, names: Sequence[str]) -> int:
     checksum = 0
     for name in names:
         checksum = zlib.crc32(np.ascontiguousarray(row[name]).data, checksum)

@@ -1,7 +1,7 @@
 """An opened run, and what it learns of good images after its last step."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +11,7 @@ from harmoniad_jax.data.records import Record
 from harmoniad_jax.devices.mesh import replicate, replicated, shard_batch
 from harmoniad_jax.features.encode import Inputs
 from harmoniad_jax.model.scoring import Statistics
-from harmoniad_jax.run.calibration import Calibration
+from harmoniad_jax.run.calibration import Calibration, rows_by_category
 from harmoniad_jax.run.run import Run
 from harmoniad_jax.steps.state import TrainState
 from harmoniad_jax.steps.step import measure_statistics
@@ -98,28 +98,32 @@ def _calibration(trained: Trained, distances: Sequence[Distances]) -> Calibratio
     """What the held-out images score, from their distances."""
     run, state = trained.run, trained.state
     score = jax.jit(run.steps.score_step, out_shardings=replicated(run.mesh))
-    size, count = run.evaluation_batch_size, len(run.dataset.held_out)
-    maps: list[Any] = count * [None]
-    scores = np.zeros(count, np.float32)
-    for one in distances:
-        for start in range(0, len(one.rows), size):
-            rows = one.rows[start : start + size]
+    size = run.evaluation_batch_size
+
+    def scored(
+        one: Distances, places: Sequence[int]
+    ) -> Iterator[tuple[np.ndarray, np.float32]]:
+        """Maps and scores of some of the distances; those of a batch are in memory."""
+        for start in range(0, len(places), size):
+            chosen = places[start : start + size]
             batch = {
-                name: _filled(values[start : start + size], size)
-                for name, values in one.maps.items()
+                name: _filled(values[chosen], size) for name, values in one.maps.items()
             }
             batch = shard_batch(run.mesh, batch)
             prediction = jax.device_get(score(state.statistics, batch))
-            scores[rows] = prediction.image_scores[: len(rows)]
-            for row, anomaly_map in zip(rows, prediction.anomaly_maps, strict=False):
-                maps[row] = anomaly_map
-    return Calibration.measure(
-        run.config.evaluation,
-        [record.category for record in run.dataset.held_out],
-        maps,
-        scores,
-        run.dataset.categories,
+            maps, scores = prediction.anomaly_maps, prediction.image_scores
+            # Copies: a map may outlive its batch.
+            yield from ((maps[i].copy(), scores[i]) for i in range(len(chosen)))
+
+    held_out = run.dataset.held_out
+    products = (
+        (category, scored(one, places))
+        for one in distances
+        for category, places in rows_by_category(
+            [held_out[row].category for row in one.rows]
+        ).items()
     )
+    return Calibration.measure(run.config.evaluation, products, run.dataset.categories)
 
 
 def _distances(trained: Trained, records: Sequence[Record], title: str) -> list[Distances]:

@@ -160,6 +160,7 @@ class FsamBlock(nn.Module):
     Attributes:
       edge_kernels, channel_gate, spatial_gate, shrinkage: switches of its parts.
       mlp_ratio: hidden width of the MLP as a multiple of D.
+      product: see `layers.Dense`.
     """
 
     edge_kernels: bool = True
@@ -167,6 +168,7 @@ class FsamBlock(nn.Module):
     spatial_gate: bool = True
     shrinkage: bool = True
     mlp_ratio: float = 4.0
+    product: str = "float32"
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
@@ -182,11 +184,12 @@ class FsamBlock(nn.Module):
             level = self.param("threshold", nn.initializers.constant(-4.0), (width,))
             gated = shrink(gated, nn.softplus(level))
         # The gates start at zero, so the weights behind them may start at full scale.
-        project = Dense(width, kernel_init=FULL_SCALE, name="project")
+        project = Dense(width, kernel_init=FULL_SCALE, product=self.product, name="project")
         structure_gate = self.param("structure_gate", nn.initializers.zeros, (width,))
         features += structure_gate * project(gated)
         mlp_gate = self.param("mlp_gate", nn.initializers.zeros, (width,))
-        return features + mlp_gate * Mlp(self.mlp_ratio)(nn.LayerNorm()(features))
+        mlp = Mlp(self.mlp_ratio, product=self.product)
+        return features + mlp_gate * mlp(nn.LayerNorm()(features))
 
 
 class Fsam(nn.Module):
@@ -198,6 +201,7 @@ class Fsam(nn.Module):
       dropout: of the bottleneck, see `Mlp`.
       edge_kernels, channel_gate, spatial_gate, shrinkage: see `FsamBlock`.
       remat: compute the activations of every block again for its gradient.
+      product: in training, see `layers.Dense`; else it is float32.
     """
 
     depth: int
@@ -208,6 +212,7 @@ class Fsam(nn.Module):
     spatial_gate: bool = True
     shrinkage: bool = True
     remat: bool = False
+    product: str = "float32"
 
     @nn.compact
     def __call__(
@@ -228,7 +233,8 @@ class Fsam(nn.Module):
           [B, G, h, w, D] float32.
         """
         del class_token
-        bottleneck = Mlp(dropout=self.dropout, name="bottleneck")
+        product = self.product if train else "float32"
+        bottleneck = Mlp(dropout=self.dropout, product=product, name="bottleneck")
         features = bottleneck(features, train=train)
         block = nn.remat(FsamBlock) if self.remat else FsamBlock
         outputs = []
@@ -238,6 +244,7 @@ class Fsam(nn.Module):
                 self.channel_gate,
                 self.spatial_gate,
                 self.shrinkage,
+                product=product,
                 name=f"block_{index}",
             )(features)
             outputs.append(features)

@@ -24,11 +24,13 @@ class GscmBlock(nn.Module):
       heads: attention heads, a divisor of D.
       global_context: let every token read the mean of all tokens.
       mlp_ratio: hidden width of the MLP as a multiple of D.
+      product: see `layers.Dense`.
     """
 
     heads: int
     global_context: bool = True
     mlp_ratio: float = 4.0
+    product: str = "float32"
 
     @nn.compact
     def __call__(self, tokens: jax.Array, context: jax.Array | None = None) -> jax.Array:
@@ -46,8 +48,10 @@ class GscmBlock(nn.Module):
         if self.global_context:
             sources.append(normalised.mean(axis=1, keepdims=True))
         extra = jnp.concatenate(sources, axis=1) if sources else None
-        tokens += LinearAttention(self.heads)(normalised, extra)
-        return tokens + Mlp(self.mlp_ratio)(nn.LayerNorm()(tokens))
+        attention = LinearAttention(self.heads, product=self.product)
+        tokens += attention(normalised, extra)
+        mlp = Mlp(self.mlp_ratio, product=self.product)
+        return tokens + mlp(nn.LayerNorm()(tokens))
 
 
 class Gscm(nn.Module):
@@ -63,6 +67,7 @@ class Gscm(nn.Module):
       decimate: work at half resolution, a quarter of the cost; a band below half of
         Nyquist loses little.
       remat: compute the activations of every block again for its gradient.
+      product: in training, see `layers.Dense`; else it is float32.
     """
 
     depth: int
@@ -73,6 +78,7 @@ class Gscm(nn.Module):
     reads_class_token: bool = True
     decimate: bool = True
     remat: bool = False
+    product: str = "float32"
 
     @nn.compact
     def __call__(
@@ -94,22 +100,23 @@ class Gscm(nn.Module):
           [B, G, h, w, D] float32.
         """
         batch, height, width, channels = features.shape
+        product = self.product if train else "float32"
         if self.decimate:
             half = (batch, (height + 1) // 2, (width + 1) // 2, channels)
             features = jax.image.resize(features, half, "linear")
         grid = features.shape[1:3]
-        bottleneck = Mlp(dropout=self.dropout, name="bottleneck")
+        bottleneck = Mlp(dropout=self.dropout, product=product, name="bottleneck")
         tokens = bottleneck(features.reshape(batch, -1, channels), train=train)
         context = None
         if self.reads_class_token and class_token is not None:
-            bottleneck = Mlp(1.0, self.dropout, name="class_bottleneck")
+            bottleneck = Mlp(1.0, self.dropout, product, name="class_bottleneck")
             context = bottleneck(class_token[:, None], train=train)
         block = nn.remat(GscmBlock) if self.remat else GscmBlock
         outputs = []
         for index in range(self.depth):
-            tokens = block(self.heads, self.global_context, name=f"block_{index}")(
-                tokens, context
-            )
+            tokens = block(
+                self.heads, self.global_context, product=product, name=f"block_{index}"
+            )(tokens, context)
             outputs.append(tokens)
         predicted = group_outputs(outputs, self.groups)
         predicted = predicted.reshape(batch, self.groups, *grid, channels)

@@ -1,12 +1,13 @@
 """Measures what good images score: once, on training images that training never saw."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
 
 from harmoniad_jax.config import EvaluationConfig
 from harmoniad_jax.fields import SCORES, touching
+from harmoniad_jax.run.levels import PixelLevels
 from harmoniad_jax.run.normality import GoodImages, Normality
 from harmoniad_jax.run.stored import stored_score_settings
 
@@ -18,33 +19,32 @@ class Calibration(GoodImages):
     def measure(
         cls,
         settings: EvaluationConfig,
-        categories: Sequence[str],
-        maps: Sequence[np.ndarray],
-        scores: np.ndarray,
+        products: Iterable[tuple[str, Iterable[tuple[np.ndarray, float]]]],
         trained: Collection[str] = (),
     ) -> "Calibration":
-        """Measures held-out images.
+        """Measures held-out images, in memory that does not grow with their number.
 
         Args:
           settings: that maps and scores were made with.
-          categories: of each image.
-          maps: of each image, [H', W'] float32.
-          scores: [N] float32.
+          products: each category once, with the map [H', W'] float32 and the score of each
+            of its images; at least one image.
           trained: all categories of the run, whether images of them were held out or not.
         """
-        names = np.array(categories)
-
-        def normality(rows: np.ndarray) -> Normality:
-            return Normality.of([maps[row] for row in rows], scores[rows])
-
+        all_levels, all_scores = PixelLevels(), []
+        per_category = {}
+        for category, images in products:
+            levels, scores = PixelLevels(), []
+            for anomaly_map, score in images:
+                levels.add(anomaly_map)
+                all_levels.add(anomaly_map)
+                scores.append(score)
+            per_category[category] = Normality.measured(levels, np.float32(scores))
+            all_scores += scores
         return cls(
             score_settings(settings),
-            normality(np.arange(len(names))),
-            {
-                name: normality(np.flatnonzero(names == name))
-                for name in sorted(set(categories))
-            },
-            tuple(sorted(set(trained) - set(categories))),
+            Normality.measured(all_levels, np.float32(all_scores)),
+            dict(sorted(per_category.items())),
+            tuple(sorted(set(trained) - set(per_category))),
         )
 
     def fits(self, settings: EvaluationConfig) -> bool:
@@ -61,3 +61,19 @@ class Calibration(GoodImages):
 def score_settings(settings: EvaluationConfig) -> dict[str, float]:
     """The settings that touch scores, by name."""
     return {name: getattr(settings, name) for name in touching(EvaluationConfig, SCORES)}
+
+
+def by_category(
+    categories: Sequence[str], maps: Sequence[np.ndarray], scores: np.ndarray
+) -> Iterator[tuple[str, Iterator[tuple[np.ndarray, float]]]]:
+    """What `Calibration.measure` takes, of images in any order: N of each."""
+    for category, rows in rows_by_category(categories).items():
+        yield category, ((maps[row], scores[row]) for row in rows)
+
+
+def rows_by_category(categories: Sequence[str]) -> dict[str, list[int]]:
+    """The rows of each category, in order of its first one."""
+    rows: dict[str, list[int]] = {}
+    for row, category in enumerate(categories):
+        rows.setdefault(category, []).append(row)
+    return rows

@@ -7,13 +7,13 @@ exported model carries the same.
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
 
-# Shares of pixels above a level for which levels are kept: dense towards the rare ones.
-PIXEL_SHARES = np.concatenate([[0.5], np.logspace(-1, -6, 101)])
+from harmoniad_jax.run.levels import PIXEL_SHARES, PixelLevels
+
 # A rate such as 0.01 is not quite that in binary; no rank shall hang on the difference.
 ROUNDING = 1e-9
 
@@ -31,11 +31,17 @@ class Normality:
     pixel_levels: tuple[float, ...]
 
     @classmethod
-    def of(cls, maps: Sequence[np.ndarray], scores: np.ndarray) -> "Normality":
+    def of(cls, maps: Iterable[np.ndarray], scores: np.ndarray) -> "Normality":
         """Measures good images: N maps [H', W'] of any shapes and scores [N], float32."""
-        pixels = np.concatenate([np.ravel(one) for one in maps])
-        levels = np.quantile(pixels, 1.0 - PIXEL_SHARES, overwrite_input=True)
-        return cls(tuple(np.sort(scores).tolist()), tuple(levels.tolist()))
+        levels = PixelLevels()
+        for one in maps:
+            levels.add(one)
+        return cls.measured(levels, scores)
+
+    @classmethod
+    def measured(cls, levels: PixelLevels, scores: np.ndarray) -> "Normality":
+        """Good images whose pixels were collected, and their scores [N] float32."""
+        return cls(tuple(np.sort(scores).tolist()), levels.compute())
 
     def threshold(self, false_positive_rate: float) -> float:
         """The score above which an image is called defective.

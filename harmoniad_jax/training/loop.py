@@ -69,7 +69,7 @@ def _train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
         ReportWriter(workdir / REPORT_FOLDER)
     reader = None if resumes else image_reader(run)
     if reader is not None and run.config.data.check_images:
-        _read_images(run, reader)
+        read_images(run, reader)
     settings = run.config.train
     with Checkpoints(
         workdir, keep=settings.keep_checkpoints, keep_every=settings.keep_every_steps
@@ -119,7 +119,7 @@ def _stored_identity(workdir: Path) -> Identity:
         return checkpoints.read_identity()
 
 
-def _read_images(run: Run, reader: ImageReader) -> None:
+def read_images(run: Run, reader: ImageReader) -> None:
     """Reads what is to be encoded now, and tries whether all other images can be read."""
     logger.info("checking that every image can be read")
     dataset, cache = run.dataset, run.config.cache

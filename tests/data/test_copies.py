@@ -71,6 +71,26 @@ def test_a_series_of_one_part_is_nearly_alike(monkeypatch):
     assert nearly_alike(small[:2]) == nearly_alike(small[:1]) == nearly_alike([]) == []
 
 
+@pytest.mark.parametrize("spread", [0, 1, 40])
+def test_nearly_alike_are_all_that_a_search_of_all_pairs_finds(monkeypatch, spread):
+    monkeypatch.setattr(module, "BLOCK", 7)
+    random = np.random.default_rng(spread)
+    parts = random.integers(50, 150, (12, 256)) + random.integers(0, spread + 1, (12, 1))
+    # Several shots of each part, some of them close enough.
+    shots = np.repeat(parts, 4, axis=0) + random.choice(
+        [-1, 0, 0, 1], (48, 256)
+    ) * random.integers(0, 2, (48, 1))
+    shots = random.permutation(shots)
+    squares = np.square(shots[:, None] - shots).mean(axis=2)
+    np.fill_diagonal(squares, np.inf)
+    alike = np.sqrt(squares) <= module.NEARLY_ALIKE
+    found = nearly_alike([shot.astype(np.uint8).tobytes() for shot in shots])
+    assert [place for place, _ in found] == np.flatnonzero(alike.any(axis=1)).tolist()
+    assert 10 < len(found) < len(shots)
+    for place, nearest in found:
+        assert squares[place, nearest] == squares[place].min()
+
+
 @pytest.mark.parametrize("size", [0, 1, 4096, 8 * 4096, 8 * 4096 + 1])
 def test_files_of_any_size(tmp_path, size):
     records = [write(tmp_path, name, photo(0, size)) for name in ("a.png", "b.png")]

@@ -1,9 +1,9 @@
 """Listing a folder in the MVTec layout, and what is said of one that is wrong."""
 
 import logging
+import os
 import shutil
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -559,14 +559,14 @@ def test_a_right_layout_is_no_reason_for_a_warning(root, warnings_of):
 def closed(monkeypatch):
     """A function that takes away the right to list a folder, also from root."""
     shut = set()
-    listed = Path.iterdir
+    listed = os.scandir
 
-    def iterdir(folder):
+    def scandir(folder):
         if folder in shut:
             raise PermissionError(13, "Permission denied", str(folder))
         return listed(folder)
 
-    monkeypatch.setattr(Path, "iterdir", iterdir)
+    monkeypatch.setattr(os, "scandir", scandir)
     return shut.add
 
 

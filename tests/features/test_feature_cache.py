@@ -3,6 +3,7 @@
 import itertools
 import tempfile
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from feature_cache_helpers import (
     SHAPES,
     assert_reads,
     chunks,
+    features_of,
     fill,
     image,
     names,
@@ -68,10 +70,41 @@ def test_features_of_any_shape_in_chunks_of_any_size(shapes, sizes, dtype):
 
 def test_special_numbers_survive(tmp_path):
     cache = open_cache(tmp_path, "float16", {"class_token": (6,)})
-    values = np.array([[0.0, -0.0, np.inf, np.nan, 65504.0, 6e-8]], np.float32)
-    cache.write([image(0)], {"class_token": values})
+    values = np.array([0.0, -0.0, np.inf, np.nan, 65504.0, 6e-8], np.float32)
+    cache.write([image(0)], [{"class_token": values}])
     read = cache.read(image(0))["class_token"]
-    assert read.tobytes() == values.astype(np.float16)[0].tobytes()
+    assert read.tobytes() == values.astype(np.float16).tobytes()
+
+
+def test_rows_are_written_as_they_come(tmp_path):
+    """One of them is in memory at a time."""
+    cache, alive = open_cache(tmp_path), []
+
+    def rows():
+        for index in range(5):
+            row = features_of(image(index))
+            assert all(reference() is None for reference in alive[:-1])
+            alive.append(weakref.ref(row["patches"]))
+            yield row
+            del row
+
+    cache.write(names(range(5)), rows())
+    assert len(alive) == 5
+    assert_reads(open_cache(tmp_path), *names(range(5)))
+
+
+@pytest.mark.parametrize("error", [OSError("the image is gone"), KeyboardInterrupt()])
+def test_what_fails_between_rows_stays_what_it_is(tmp_path, error):
+    cache = open_cache(tmp_path)
+
+    def rows():
+        yield features_of(image(0))
+        raise error
+
+    with pytest.raises(type(error)):
+        cache.write(names(range(2)), rows())
+    assert not chunks(tmp_path) + unfinished(tmp_path)
+    assert image(0) not in cache
 
 
 def test_what_is_read_can_be_changed_without_harm(tmp_path):

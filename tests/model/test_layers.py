@@ -6,7 +6,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from harmoniad_jax.model.layers import Dense, Dropout, LinearAttention, Mlp, group_outputs
+from harmoniad_jax.model.fsam import Fsam
+from harmoniad_jax.model.gscm import Gscm
+from harmoniad_jax.model.layers import (
+    Dense,
+    Dropout,
+    LinearAttention,
+    Mlp,
+    bfloat16_product,
+    group_outputs,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -53,6 +62,61 @@ def test_dense_has_the_parameters_of_flax_dense():
         for layer in (Dense, nn.Dense)
     ]
     assert shapes[0] == shapes[1]
+
+
+def rounded(values):
+    """As bfloat16, which float64 holds exactly."""
+    return np.asarray(jnp.asarray(values).astype(jnp.bfloat16)).astype(np.float64)
+
+
+def test_a_product_of_rounded_factors_is_summed_in_float32():
+    left, right, weights = normal(5, 300), normal(300, 4), normal(5, 4)
+
+    def value(left, right):
+        output = bfloat16_product(left, right)
+        return (weights * output).sum(), output
+
+    gradients, output = jax.grad(value, argnums=(0, 1), has_aux=True)(left, right)
+    assert {leaf.dtype for leaf in (output, *gradients)} == {np.dtype(np.float32)}
+    # Sums in bfloat16 would be off by a hundredth.
+    close = {"rtol": 1e-4, "atol": 1e-4}
+    np.testing.assert_allclose(output, rounded(left) @ rounded(right), **close)
+    np.testing.assert_allclose(gradients[0], rounded(weights) @ rounded(right).T, **close)
+    np.testing.assert_allclose(gradients[1], rounded(left).T @ rounded(weights), **close)
+
+
+def test_dense_multiplies_in_bfloat16_where_it_is_asked_to():
+    inputs, params = normal(2, 3, 4), dense_params(4, 6)
+    exact = Dense(6).apply({"params": params}, inputs)
+    found = Dense(6, product="bfloat16").apply({"params": params}, inputs)
+    expected = rounded(inputs) @ rounded(params["kernel"]) + params["bias"]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert found.dtype == exact.dtype == np.float32
+    assert not np.array_equal(found, exact)
+
+
+@pytest.mark.parametrize("branch", [Fsam, Gscm])
+def test_bfloat16_is_for_products_in_training_alone(branch):
+    """Parameters are the same, and nothing of a prediction is rounded."""
+    settings = {"depth": 2, "groups": 1} | ({"heads": 2} if branch is Gscm else {})
+    plain, fast = branch(**settings), branch(**settings, product="bfloat16")
+    inputs = jnp.zeros((1, 4, 4, 8)), jnp.zeros((1, 8))
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+    params = jax.eval_shape(plain.init, keys, *inputs)
+    assert jax.eval_shape(fast.init, keys, *inputs) == params
+
+    def program(model, train):
+        def call(params, *inputs):
+            return model.apply(params, *inputs, train=train, rngs=keys)
+
+        return str(jax.make_jaxpr(call)(params, *inputs))
+
+    assert program(fast, False) == program(plain, False)
+    assert "bf16" not in program(plain, True)
+    # Each product of a layer, but for the gate of channels, has two rounded factors.
+    products = {Fsam: 2 + 2 * 3, Gscm: 2 + 2 + 2 * (3 + 2)}[branch]
+    assert program(fast, True).count("preferred_element_type=float32") >= products
+    assert program(fast, True).count("new_dtype=bfloat16") == 2 * products
 
 
 def test_mlp_oracle():

@@ -203,6 +203,63 @@ def test_fixed_gate_has_no_parameters_and_splits_alike(mirror):
     np.testing.assert_allclose(fixed.apply({}, features)[0], expected[0], atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("gate", "mirror"), [("sigmoid", False), ("sigmoid", True), ("ideal", False)]
+)
+def test_the_matrix_is_the_transform(gate, mirror):
+    features = random_features(GRID)
+    settings = {"gate": gate, "cutoff": 0.4, "mirror": mirror}
+    by_matrix, by_transform = (
+        FrequencySplit(**settings, as_matrix=as_matrix).apply({}, features)
+        for as_matrix in (True, False)
+    )
+    np.testing.assert_allclose(by_matrix[0], by_transform[0], atol=2e-6)
+    np.testing.assert_allclose(by_matrix[1], by_transform[1], atol=2e-6)
+
+
+def test_the_matrix_has_the_gradient_of_the_transform():
+    features = random_features(GRID)
+    weights = random_features(GRID, seed=1)
+
+    def gradient(as_matrix):
+        model = FrequencySplit(cutoff=0.4, learnable=True, as_matrix=as_matrix)
+        params = model.init(jax.random.key(0), features)
+        return jax.grad(lambda params: (weights * model.apply(params, features)[0]).sum())(
+            params
+        )
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+        *(gradient(as_matrix) for as_matrix in (True, False)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("backend", "side", "transforms"),
+    [("cpu", 4, True), ("gpu", 4, False), ("tpu", 32, False), ("gpu", 33, True)],
+)
+def test_accelerators_multiply_unless_the_matrix_is_large(
+    monkeypatch, backend, side, transforms
+):
+    monkeypatch.setattr(split.jax, "default_backend", lambda: backend)
+    features = jax.ShapeDtypeStruct((2, 1, side, side, 3), np.float32)
+    program = jax.make_jaxpr(lambda maps: FrequencySplit().apply({}, maps))(features)
+    # The matrix itself is made by transforms of unit maps.
+    shapes = [e.invars[0].aval.shape for e in equations(program.jaxpr, "fft")]
+    assert ((2, 1, side, side, 3) in shapes or (2, 1, 3, side, side) in shapes) == (
+        transforms
+    )
+
+
+def equations(jaxpr, name):
+    """Those of a primitive, also within others."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == name:
+            yield equation
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            yield from equations(inner, name)
+
+
 def test_gradient_reaches_cutoff_and_softness_of_each_group():
     features = random_features(GRID)
     split = FrequencySplit(learnable=True)

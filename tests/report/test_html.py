@@ -15,6 +15,7 @@ from PIL import Image
 
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.metrics import METRIC_NAMES
+from harmoniad_jax.report.html import writer
 from harmoniad_jax.report.html.markup import Markup, element, text
 from harmoniad_jax.report.html.writer import ReportWriter
 
@@ -356,3 +357,34 @@ def test_results_may_be_filled_while_categories_are_added(tmp_path, drawn):
         report.add(quiet(drawn))
         path = report.finish(results_of([quiet(drawn)]))
     assert "bottle" in path.read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("most", "fewest", "largest"), [(160_000, 0, 0), (380_000, 2, 8), (60_000_000, 9, 9)]
+)
+def test_a_report_stays_below_its_size(tmp_path, drawn, monkeypatch, most, fewest, largest):
+    """Categories have equal shares, and show the most telling image of each kind."""
+    monkeypatch.setattr(writer, "MOST_BYTES", most)
+    one = drawn._replace(
+        curves={}, image_scores=np.empty(0), image_labels=np.empty(0, bool)
+    )
+    contents = [one._replace(category=f"class {i}") for i in range(2)]
+    with ReportWriter(tmp_path / "report", len(contents)) as report:
+        for content in contents:
+            report.add(content)
+        path = report.finish(results_of(contents))
+    files = [file for file in path.parent.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) < most
+    page = Page(path.read_text("utf-8"))
+    left_out = largest < len(drawn.samples)
+    assert ("so that the report stays small" in page.text) == left_out
+    shown = {unquote(image["src"]) for image in page.all("img") if "src" in image}
+    assert shown == {f"images/{file.name}" for file in files if file.suffix == ".jpg"} | {
+        f"plots/{file.name}" for file in files if file.suffix == ".svg" and largest
+    } - {f"plots/{file.name}" for file in files if "dark" in file.name}
+    for number in ("001", "002"):
+        kept = list(path.parent.glob(f"images/{number}-*-image.jpg"))
+        assert fewest <= len(kept) <= largest
+        places = {int(file.name.split("-")[1]) - 1 for file in kept}
+        kinds = {sample.kind for sample in drawn.samples}
+        assert not fewest or {drawn.samples[place].kind for place in places} == kinds

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from harmoniad_jax.config import Config, EvaluationConfig
 from harmoniad_jax.data.records import Dataset, Record
-from harmoniad_jax.run.calibration import Calibration, score_settings
+from harmoniad_jax.run.calibration import Calibration, by_category, score_settings
 from harmoniad_jax.run.normality import PIXEL_SHARES, Normality
 
 SCORES = st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=60)
@@ -291,12 +291,13 @@ def measured():
     maps = random.normal(size=(7, 8, 8)).astype(np.float32)
     scores = random.normal(size=7).astype(np.float32)
     categories = ["b", "a", "b", "a", "b", "b", "set/c d"]
-    return maps, scores, categories
+    return categories, maps, scores
 
 
 def test_categories_are_measured_alone_and_together():
-    maps, scores, categories = measured()
-    calibration = Calibration.measure(EvaluationConfig(), categories, maps, scores)
+    categories, maps, scores = measured()
+    images = by_category(categories, maps, scores)
+    calibration = Calibration.measure(EvaluationConfig(), images)
     assert list(calibration.per_category) == ["a", "b", "set/c d"]
     assert calibration.overall == Normality.of(maps, scores)
     chosen = [0, 2, 4, 5]
@@ -305,15 +306,16 @@ def test_categories_are_measured_alone_and_together():
 
 
 def test_a_category_that_is_not_known_is_judged_as_all():
-    calibration = Calibration.measure(EvaluationConfig(), measured()[2], *measured()[:2])
+    calibration = Calibration.measure(EvaluationConfig(), by_category(*measured()))
     assert calibration.of(None) is calibration.overall
     assert calibration.of("never held out") is calibration.overall
 
 
 def test_a_category_that_nothing_was_held_out_of_is_known_and_judged_as_all():
-    maps, scores, categories = measured()
+    categories, maps, scores = measured()
     trained = ["single", *categories]
-    calibration = Calibration.measure(EvaluationConfig(), categories, maps, scores, trained)
+    images = by_category(categories, maps, scores)
+    calibration = Calibration.measure(EvaluationConfig(), images, trained)
     assert calibration.others == ("single",)
     assert calibration.of("single") is calibration.overall
     assert calibration.held_out("single") == 0
@@ -321,9 +323,10 @@ def test_a_category_that_nothing_was_held_out_of_is_known_and_judged_as_all():
 
 
 def test_what_was_measured_comes_back_from_json():
-    maps, scores, categories = measured()
+    categories, maps, scores = measured()
     trained = ["single", *categories]
-    calibration = Calibration.measure(EvaluationConfig(), categories, maps, scores, trained)
+    images = by_category(categories, maps, scores)
+    calibration = Calibration.measure(EvaluationConfig(), images, trained)
     again = Calibration.from_json(json.loads(json.dumps(calibration.to_json())))
     assert again == calibration
     assert again.fits(EvaluationConfig())
@@ -333,7 +336,7 @@ def test_what_was_measured_comes_back_from_json():
 @pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(EvaluationConfig)])
 def test_it_fits_as_long_as_the_scores_do(name):
     """Every setting of the evaluation changes scores, or is known not to."""
-    calibration = Calibration.measure(EvaluationConfig(), measured()[2], *measured()[:2])
+    calibration = Calibration.measure(EvaluationConfig(), by_category(*measured()))
     value = getattr(EvaluationConfig(), name)
     other = "any" if isinstance(value, str) else not value if value is True else value + 1
     changed = dataclasses.replace(EvaluationConfig(), **{name: other})

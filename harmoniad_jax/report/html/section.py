@@ -86,6 +86,8 @@ def category_section(
     plots: Sequence[Plot],
     bars: Sequence[Bar],
     views: Sequence[Sequence[View]],
+    *,
+    left_out: int = 0,
 ) -> Section:
     """The part of the page about one category.
 
@@ -94,6 +96,7 @@ def category_section(
       anchor: the id of the section.
       plots, bars: which there are of it.
       views: the pictures of each of `content.samples`.
+      left_out: samples that there was no room for.
     """
     title = f"{anchor}-title"
     html = element(
@@ -103,7 +106,7 @@ def category_section(
         metric_list(content.metrics, "metrics"),
         element("div", (_plot(plot, content) for plot in plots), class_="plots"),
         _undefined_note(content),
-        _gallery(content, bars, views),
+        _gallery(content, bars, views, left_out),
         class_="category",
         id=anchor,
         aria_labelledby=title,
@@ -167,10 +170,14 @@ def _plot(plot: Plot, content: CategoryContent) -> Markup:
 
 
 def _gallery(
-    content: CategoryContent, bars: Sequence[Bar], views: Sequence[Sequence[View]]
+    content: CategoryContent,
+    bars: Sequence[Bar],
+    views: Sequence[Sequence[View]],
+    left_out: int,
 ) -> Markup:
     if not content.samples:
-        return element("p", "No images of this class are shown.", class_="empty")
+        reason = ", so that the report stays small" if left_out else ""
+        return element("p", f"No images of this class are shown{reason}.", class_="empty")
     legend = (
         element(
             "figure",
@@ -183,6 +190,14 @@ def _gallery(
         "div",
         element("div", legend, class_="bars"),
         _groups(content, views),
+        element(
+            "p",
+            f"{in_words(left_out, 'more image is', 'more images are')} left out, so that "
+            "the report stays small.",
+            class_="explanation",
+        )
+        if left_out
+        else None,
         class_="gallery",
     )
 

@@ -9,7 +9,8 @@ part of a path.
 """
 
 import shutil
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -27,6 +28,11 @@ from harmoniad_jax.report.pictures import ColourScale
 INDEX = "index.html"
 # No visible loss on photos and smooth maps, at a third of the bytes of a PNG.
 JPEG = {"quality": 88, "subsampling": "4:4:4", "optimize": True}
+# Of the whole report, which is opened from disks and sent by mail.
+MOST_BYTES = 48_000_000
+# Of the page around the sections, and of a category's rows in it.
+PAGE_BYTES, ROW_BYTES = 100_000, 6_000
+SAMPLE_BYTES = 3_000  # of a sample in the page, without its pictures
 
 
 class ReportWriter:
@@ -34,6 +40,9 @@ class ReportWriter:
 
     It grows in a hidden folder beside its own, which takes the name in `finish`: there
     is a whole report or none. Without `finish`, an older one stays as it was.
+
+    It stays below `MOST_BYTES`: each category has an equal share of what is left, and says
+    so where not all of its samples or plots fit in.
 
         with ReportWriter(workdir / "report") as report:
             report.add(content)
@@ -43,7 +52,9 @@ class ReportWriter:
       UserError: `folder` is there and is not a report.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, categories: int = 1):
+        """Writes nothing yet; `categories`: about how many will be added."""
+        self._expected, self._left = categories, MOST_BYTES - PAGE_BYTES
         # A link to a folder keeps its place; the folder it points to is replaced.
         self._folder = folder.resolve()
         self._partial = self._folder.with_name(f".{self._folder.name}.partial")
@@ -66,12 +77,41 @@ class ReportWriter:
         shutil.rmtree(self._partial, ignore_errors=True)
 
     def add(self, content: CategoryContent) -> None:
-        """Writes the plots and images of a category."""
+        """Writes the plots and images of a category, as many as its share allows."""
         number = f"{len(self._sections) + 1:03d}"
+        waiting = max(self._expected - len(self._sections), 1)
+        room = self._left // waiting - ROW_BYTES
         plots = self._write_plots(content, number)
-        bars, views = self._write_samples(content, number)
-        section = category_section(content, f"class-{number}", plots, bars, views)
+        size = self._size_of("plots", number)
+        if size > room:
+            self._remove("plots", number)
+            plots, size = [], 0
+        bars, views = self._write_samples(content, number, room - size)
+        kept = [place for place, made in enumerate(views) if made]
+        left_out = len(views) - len(kept)
+        content = content._replace(samples=[content.samples[place] for place in kept])
+        section = category_section(
+            content,
+            f"class-{number}",
+            plots,
+            bars,
+            [views[place] for place in kept],
+            left_out=left_out,
+        )
         self._sections.append(section)
+        files = self._size_of("plots", number) + self._size_of("images", number)
+        self._left -= files + len(section.html.encode(errors="replace")) + ROW_BYTES
+
+    def _files(self, folder: str, number: str) -> list[Path]:
+        return list((self._partial / folder).glob(f"{number}-*"))
+
+    def _size_of(self, folder: str, number: str) -> int:
+        """Bytes of the files of a category, or of one of its samples."""
+        return sum(path.stat().st_size for path in self._files(folder, number))
+
+    def _remove(self, folder: str, number: str) -> None:
+        for path in self._files(folder, number):
+            path.unlink()
 
     def finish(self, results: Mapping[str, Any]) -> Path:
         """Writes the page, and puts the report in its place.
@@ -124,10 +164,15 @@ class ReportWriter:
         return written
 
     def _write_samples(
-        self, content: CategoryContent, number: str
+        self, content: CategoryContent, number: str, room: int
     ) -> tuple[list[Bar], list[list[View]]]:
-        """The colour bars and, for each sample, the views of a category."""
+        """The colour bars and, for each sample, the views of a category.
+
+        Samples that do not fit into so many bytes have none; the most telling of each kind
+        come first.
+        """
         samples = content.samples
+        views: list[list[View]] = [[] for _ in samples]
         if not samples:
             return [], []
         scale = pictures.colour_scale(
@@ -153,12 +198,20 @@ class ReportWriter:
             bar = plots.colour_bar(bar_scale, threshold)
             plots.save_plot(bar, self._partial / stem)
             bars.append(Bar(title, stem))
-        views = [
-            self._write_views(
-                sample, content.map_threshold, scale, branch_scales, f"{number}-{place:02d}"
+        room -= self._size_of("plots", f"{number}-colours")
+        for place in _most_telling_first(samples):
+            of_sample = f"{number}-{place + 1:02d}"
+            views[place] = self._write_views(
+                samples[place], content.map_threshold, scale, branch_scales, of_sample
             )
-            for place, sample in enumerate(samples, start=1)
-        ]
+            room -= self._size_of("images", of_sample) + SAMPLE_BYTES
+            if room < 0:
+                self._remove("images", of_sample)
+                views[place] = []
+                break
+        if not any(views):
+            self._remove("plots", f"{number}-colours")
+            bars = []
         return bars, views
 
     def _write_views(
@@ -194,6 +247,16 @@ class ReportWriter:
                 picture = pictures.heat_map(values, branch_scale)
                 views.append(view(_branch(name), f"branch-{place}", picture))
         return views
+
+
+def _most_telling_first(samples: Sequence[Sample]) -> list[int]:
+    """Places of samples: the first one of each kind, then the second ones, and so on."""
+    seen: Counter = Counter()
+    turns = []
+    for place, sample in enumerate(samples):
+        turns.append((seen[sample.kind], place))
+        seen[sample.kind] += 1
+    return [place for _, place in sorted(turns)]
 
 
 def _branch(name: str) -> str:
