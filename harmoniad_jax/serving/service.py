@@ -49,6 +49,7 @@ class Service:
         self.metrics = Metrics(self.batcher, self.drift)
         count = self.metrics.count
         self.watcher = Watcher(self.batcher, watched, limits, count) if watched else None
+        self.metrics.add_outboxes(self.watcher.outboxes if self.watcher else ())
         self.ready = False
         self._requests = 0
 

@@ -18,6 +18,8 @@ from harmoniad_jax.locks import lock
 from harmoniad_jax.serving.answers import THUMBNAIL_SIDE, Judged, judged
 from harmoniad_jax.serving.batcher import Batcher, BusyError
 from harmoniad_jax.serving.limits import Limits, too_large
+from harmoniad_jax.serving.mqtt import Broker, Publisher
+from harmoniad_jax.serving.outbox import Outbox
 from harmoniad_jax.serving.webhook import Webhook
 
 logger = logging.getLogger(__name__)
@@ -43,6 +45,7 @@ class Watched(NamedTuple):
     category: product of all images; None: what their folders are called.
     patience: seconds that an unreadable file must not have changed for.
     webhook: address that gets every result, see `Webhook`; None: none.
+    mqtt: broker that gets every result, see `Publisher`; None: none.
     """
 
     folder: Path
@@ -50,6 +53,7 @@ class Watched(NamedTuple):
     category: str | None = None
     patience: float = PATIENCE_SECONDS
     webhook: str | None = None
+    mqtt: Broker | None = None
 
 
 class Version(NamedTuple):
@@ -65,6 +69,9 @@ class Watcher:
 
     A result is in the file before its image counts as judged. So after a crash an image may
     be judged again, but it has one line in the end, and none is lost.
+
+    Attributes:
+      outboxes: that send the results on.
     """
 
     def __init__(
@@ -85,7 +92,7 @@ class Watcher:
         Raises:
           UserError: no such folder, or nowhere to write, or another process writes there.
         """
-        folder, output, category, patience, address = watched
+        folder, output, category, patience, address, broker = watched
         if not folder.is_dir():
             raise UserError(f"--watch={folder} is not a folder.")
         if category:
@@ -98,7 +105,9 @@ class Watcher:
         self._count = count
         self._category, self._patience = category, patience
         self._results = output / RESULTS
-        self._webhook = Webhook(address, self._results) if address else None
+        self.outboxes: list[Outbox] = []
+        self.outboxes += [Webhook(address, self._results)] if address else []
+        self.outboxes += [Publisher(broker, self._results)] if broker else []
         try:
             output.mkdir(parents=True, exist_ok=True)
             self._lock = lock(output / LOCK)
@@ -121,8 +130,8 @@ class Watcher:
 
     def start(self) -> None:
         self._thread.start()
-        if self._webhook:
-            self._webhook.start()
+        for outbox in self.outboxes:
+            outbox.start()
 
     def after(self, number: int) -> tuple[int, list[Judged]]:
         """The latest images since a number, oldest first, and the number for the next call.
@@ -141,8 +150,8 @@ class Watcher:
         if self._thread.is_alive():
             self._thread.join()
         self._file.close()
-        if self._webhook:
-            self._webhook.close()
+        for outbox in self.outboxes:
+            outbox.close()
         self._lock.close()
 
     def _read_back(self) -> set[Version]:

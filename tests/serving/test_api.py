@@ -414,6 +414,8 @@ def test_the_command_serves_a_file_without_jax(exported, model, paths, tmp_path)
         (["{model}", "--port", "http"], "--port"),
         (["{model}", "--watch", "."], "--output"),
         (["{model}", "--category", CATEGORY], "--watch"),
+        (["{model}", "--mqtt", "localhost"], "--watch"),
+        (["{model}", "--watch", ".", "--output", ".", "--mqtt_user", "a"], "--mqtt=HOST"),
         ([], "MODEL"),
     ],
 )
@@ -451,13 +453,15 @@ def test_a_server_that_is_told_to_end_answers_what_it_accepted(exported, paths):
 
 
 def test_the_container_installs_what_setup_cfg_states():
-    """The versions of the extra `serve` and of what the runtime needs."""
+    """The versions of the extras `serve` and `mqtt`, and of what the runtime needs."""
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     extras = config["options.extras_require"]
-    stated = [config["options"]["install_requires"], extras["serve"], extras["export"]]
+    stated = [config["options"]["install_requires"]]
+    stated += [extras[name] for name in ("serve", "mqtt", "export")]
     known = {line.strip() for text in stated for line in text.splitlines()}
     text = (ROOT / "deploy/requirements.txt").read_text()
     wanted = {line for line in text.splitlines() if not line.startswith("#")}
     assert wanted <= known
-    assert {line.strip() for line in extras["serve"].splitlines() if line} <= wanted
+    served = f"{extras['serve']}\n{extras['mqtt']}"
+    assert {line.strip() for line in served.splitlines() if line} <= wanted
