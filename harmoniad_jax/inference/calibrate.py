@@ -48,6 +48,9 @@ def calibrate(
 ) -> GoodImages:
     """Measures good photos and stores a new calibration beside the model.
 
+    Photos that cannot be read, whose product is not known, or whose product has fewer than
+    `FEWEST_PHOTOS`, are left out, and said.
+
     Args:
       model: opened, with the thresholds that it has now.
       path: of its run or file.
@@ -59,19 +62,21 @@ def calibrate(
       What the model is used with from now on.
 
     Raises:
-      UserError: too few photos, an unknown product, or nowhere to write.
+      UserError: nothing is left, an unknown product, or nowhere to write.
     """
-    by_category = _sorted_photos(model, good, category)
-    before = model.calibration
-    changed = before
+    by_category = _sorted_photos(model, good, category, say)
+    changed, images, problem = model.calibration, {}, ""
     for name, files in by_category.items():
         measured = _measure(model, name, files, say)
-        if len(measured.files) < FEWEST_PHOTOS:
-            count = in_words(len(measured.files), "readable photo", "readable photos")
-            raise UserError(
-                f"{good} holds {count} of {name}; {FEWEST_PHOTOS} are the least, and 30 or "
-                "more are better."
+        count = len(measured.files)
+        if count < FEWEST_PHOTOS:
+            problem = (
+                f"{good} holds {in_words(count, 'readable photo', 'readable photos')} of "
+                f"{name}; {FEWEST_PHOTOS} are the least, and 30 or more are better."
             )
+            say(f"left out: {problem}")
+            continue
+        images[name] = count
         normality = measured.normality
         _report(model, name, measured, normality, say)
         changed = (
@@ -79,10 +84,12 @@ def calibrate(
             if changed
             else GoodImages({}, normality, {name: normality})
         )
+    if not images:
+        raise UserError(problem)
     entry = new_thresholds.Entry(
         time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         source=str(good.resolve()),
-        images={name: changed.held_out(name) for name in by_category},
+        images=images,
         good_images=changed,
     )
     new_thresholds.add(path, model.own_calibration, entry)
@@ -90,12 +97,12 @@ def calibrate(
 
 
 def _sorted_photos(
-    model: ImageModel, good: Path, category: str | None
+    model: ImageModel, good: Path, category: str | None, say: Callable[[str], None]
 ) -> Mapping[str, Sequence[Path]]:
     """Photos by product, each content once.
 
     Raises:
-      UserError: no photos, or the product of some is not known.
+      UserError: no photos, or the product of none is known.
     """
     if not good.is_dir():
         raise UserError(f"--good={good} is not a folder; give one with good photos.")
@@ -118,10 +125,13 @@ def _sorted_photos(
             found.setdefault(product, []).append(file)
     if unknown:
         choices = ", ".join(model.categories) or "any name, since the model has none"
-        raise UserError(
+        problem = (
             f"the product of {unknown[0]} is not known: give --category, or put the photos "
             f"into folders with the products' names ({choices})."
         )
+        if not found:
+            raise UserError(problem)
+        say(f"left out: {in_words(len(unknown), 'photo', 'photos')}; {problem}")
     if not found:
         raise UserError(f"--good={good} holds no photos.")
     return found

@@ -87,6 +87,9 @@ class ModelFacts(BaseModel):
     kind: str
     version: str
     categories: list[CategoryFacts] = Field(description="empty: it has no thresholds")
+    calibrated: str | None = Field(
+        description="when its thresholds were set, ISO 8601; null: they are of training"
+    )
     score_tolerance: float
     limits: dict[str, float]
     collects: bool = Field(description="whether `/v1/good` keeps images")
@@ -165,7 +168,12 @@ def _encoded(values: np.ndarray, kind: str, **options) -> str:
 
 
 def model_facts(
-    opened: Opened, limits: Limits, *, collects: bool, watches: bool
+    opened: Opened,
+    limits: Limits,
+    *,
+    calibrated: str | None,
+    collects: bool,
+    watches: bool,
 ) -> ModelFacts:
     """What a client is told of the model."""
     model = opened.model
@@ -177,6 +185,7 @@ def model_facts(
         kind=opened.kind,
         version=__version__,
         categories=[_category_facts(model, name) for name in names],
+        calibrated=calibrated,
         score_tolerance=model.score_tolerance,
         collects=collects,
         watches=watches,

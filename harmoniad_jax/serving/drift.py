@@ -69,6 +69,12 @@ class Drift(Collector):
         with self._lock:
             self._latest[category] = moved
 
+    def restart(self) -> None:
+        """Forgets what was compared with another calibration."""
+        with self._lock:
+            self._scores.clear()
+            self._latest.clear()
+
     def latest(self) -> list[Moved]:
         """The latest window of each product that has one."""
         with self._lock:

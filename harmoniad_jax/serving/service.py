@@ -18,6 +18,7 @@ from harmoniad_jax.serving.guards import RefusedError
 from harmoniad_jax.serving.limits import Limits, too_large
 from harmoniad_jax.serving.metrics import Metrics
 from harmoniad_jax.serving.opening import Opened
+from harmoniad_jax.serving.thresholds import LatestThresholds
 from harmoniad_jax.serving.watch import Watched, Watcher
 
 
@@ -30,6 +31,7 @@ class Service:
       collect: folder for images that were good after all; None: they are not kept.
       batcher, drift, metrics: of the model.
       watcher: of a folder; None: no folder is watched.
+      thresholds: that are used, the latest of `calibrate`.
       ready: whether the network has run once.
     """
 
@@ -40,7 +42,7 @@ class Service:
         collect: Path | None = None,
         watched: Watched | None = None,
     ):
-        """Raises UserError if the watched folder or its output cannot be used."""
+        """Raises UserError if the watched folder or the thresholds cannot be used."""
         self.opened, self.limits, self.collect = opened, limits, collect
         # Not every header that decodes can be read before.
         opened.model.limit_megapixels(limits.megapixels)
@@ -50,12 +52,14 @@ class Service:
         count = self.metrics.count
         self.watcher = Watcher(self.batcher, watched, limits, count) if watched else None
         self.metrics.add_outboxes(self.watcher.outboxes if self.watcher else ())
+        self.thresholds = LatestThresholds(opened, self.drift.restart)
         self.ready = False
         self._requests = 0
 
     def start(self) -> None:
         """Starts what runs beside the requests."""
         threading.Thread(target=self._warm_up, daemon=True).start()
+        self.thresholds.start()
         if self.watcher:
             self.watcher.start()
 
@@ -63,6 +67,7 @@ class Service:
         """Returns when what was accepted is answered."""
         if self.watcher:
             self.watcher.close()
+        self.thresholds.close()
         self.batcher.close()
 
     def _warm_up(self) -> None:

@@ -114,6 +114,25 @@ def test_products_are_taken_from_folders_and_copies_once(file, good, tmp_path):
     assert any(line.startswith("left out:") and "bad.png" in line for line in said)
 
 
+def test_what_cannot_be_used_is_left_out_and_the_rest_is_measured(file, good, tmp_path):
+    model = load(file)
+    other = next(name for name in model.categories if name != CATEGORY)
+    photos = tmp_path / "mixed"
+    shutil.copytree(good, photos / CATEGORY)
+    (photos / other).mkdir()
+    Image.fromarray(noise(48, 48, 50)).save(photos / other / "lonely.png")
+    Image.fromarray(noise(48, 48, 51)).save(photos / "whose.png")
+    said = []
+    changed = calibrate(model, file, photos, None, said.append)
+    assert changed.held_out(CATEGORY) == 8
+    assert changed.of(other) == model.calibration.of(other)
+    left_out = [line for line in said if line.startswith("left out:")]
+    assert len(left_out) == 2
+    assert "whose.png" in left_out[0] and f"1 readable photo of {other}" in left_out[1]
+    (entry,) = new_thresholds.read(file, model.own_calibration)
+    assert entry.images == {CATEGORY: 8}
+
+
 def test_a_defective_photo_is_named(file, good):
     model = load(file)
     for path in good.iterdir():

@@ -6,18 +6,21 @@ import configparser
 import io
 import json
 import re
+import shutil
 import signal
 import threading
 
 import httpx
 import numpy as np
 import pytest
-from hostile_images import hostile_files
+from hostile_images import hostile_files, noise
 from PIL import Image
 from serving_helpers import ROOT, command, served, wait_until
 
 import harmoniad_jax
 import harmoniad_runtime
+from harmoniad_jax.inference import new_thresholds
+from harmoniad_jax.inference.calibrate import calibrate
 from harmoniad_jax.inference.image_model import Question
 from harmoniad_jax.run.run import prepare_run
 from harmoniad_jax.serving.batcher import Batcher, BusyError
@@ -298,6 +301,42 @@ def test_the_model_is_described(client, model):
             rate = choice["of_1000"] / 1000
             assert choice["threshold"] == known.threshold(rate)
             assert choice["promised"] == known.supports(rate)
+
+
+def test_new_thresholds_hold_without_a_restart(exported, paths, tmp_path, caplog, capsys):
+    """Those of `calibrate`, and those that `--undo` brings back."""
+    file = tmp_path / "model.onnx"
+    shutil.copy(exported.path, file)
+    good = tmp_path / CATEGORY
+    good.mkdir()
+    for seed in range(8):
+        Image.fromarray(noise(48, 48, seed)).save(good / f"{seed}.png")
+
+    def threshold(client):
+        answer = client.post("/v1/predict", files=parts(paths[:1]), params=asked)
+        return answer.json()["results"][0]["threshold"]
+
+    asked = {"category": CATEGORY}
+    with served(file) as client:
+        before = threshold(client)
+        assert client.get("/v1/model").json()["calibrated"] is None
+        calibrate(harmoniad_runtime.load(file, threads=1), file, good, CATEGORY)
+        wait_until(lambda: threshold(client) != before)
+        fresh = harmoniad_runtime.load(file, threads=1)
+        assert threshold(client) == fresh.predict(paths[:1], **asked)[0].threshold
+        facts = client.get("/v1/model").json()
+        assert facts["calibrated"].startswith("20")
+        (known,) = (one for one in facts["categories"] if one["name"] == CATEGORY)
+        assert known["good_images"] == 8
+        place = new_thresholds.path_beside(file)
+        stored = place.read_text()
+        place.write_text("{")
+        wait_until(lambda: "is damaged" in caplog.text)
+        assert threshold(client) != before
+        place.write_text(stored)
+        new_thresholds.undo(file, fresh.own_calibration)
+        wait_until(lambda: threshold(client) == before)
+    assert "thresholds from now on: those of training" in capsys.readouterr().out
 
 
 def test_probes_counters_and_headers(client, paths):

@@ -15,9 +15,11 @@ def add_facts(app: FastAPI, service: Service) -> None:
     @app.get("/v1/model", tags=["model"])
     async def model() -> ModelFacts:
         """What the server judges with: products, thresholds, limits."""
+        entry = service.thresholds.entry
         return model_facts(
             service.opened,
             service.limits,
+            calibrated=entry.time if entry else None,
             collects=service.collect is not None,
             watches=service.watcher is not None,
         )

@@ -94,7 +94,7 @@ async function pump() {
       .then((result) => remember(result, file))
       .finally(() => {
         uploading--;
-        if (!uploading && !waiting.length) lookForDrift();
+        if (!uploading && !waiting.length) lookForNews();
         pump();
       });
   }
@@ -119,7 +119,34 @@ async function lookForDrift() {
     })
     .join(" ");
 }
-setInterval(() => model && lookForDrift(), 30000);
+
+async function lookForNews() {
+  await lookForDrift();
+  await lookForThresholds();
+}
+setInterval(() => model && lookForNews(), 30000);
+
+// New ones may be set while the page is open: the list below is judged by them at once.
+async function lookForThresholds() {
+  try {
+    const answer = await ask("v1/model");
+    if (!answer.ok) return;
+    const found = await answer.json();
+    if (JSON.stringify(found.categories) === JSON.stringify(model.categories)) return;
+    model = found;
+  } catch {
+    return;
+  }
+  showFacts();
+  chooseProduct();
+}
+
+function showFacts() {
+  const set = model.calibrated
+    ? ` · thresholds set ${new Date(model.calibrated).toLocaleString([], { dateStyle: "medium", timeStyle: "short" })}`
+    : "";
+  $("model").textContent = `Model ${model.name}${set}`;
+}
 
 let watched = 0; // images of the folder that the page has
 
@@ -531,7 +558,7 @@ async function start() {
   const option = (name) => new Option(name ?? "not known", name ?? "");
   $("product").replaceChildren(...names.map(option));
   $("product-row").hidden = names.length < 2;
-  $("model").textContent = `Model ${model.name}`;
+  showFacts();
   if (!names.length) {
     complain("The model has no thresholds, so that there are no verdicts: calibrate it with good photos.");
   }
