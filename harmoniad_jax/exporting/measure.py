@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from harmoniad_jax.checkpoints.store import Checkpoints
+from harmoniad_jax.data.appearance import measure_appearance
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.exporting.proof import Runtime, run_in_batches
 from harmoniad_jax.inference import new_thresholds
@@ -108,4 +109,5 @@ def measured_calibration(
         maps,
         scores,
         run.dataset.categories,
+        [measure_appearance(image) for image in images],
     )

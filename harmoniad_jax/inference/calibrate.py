@@ -11,15 +11,14 @@ from scipy import stats
 
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.inference import new_thresholds
+from harmoniad_jax.inference.drift import compare
 from harmoniad_jax.inference.files import guess_category, photos_below
-from harmoniad_jax.inference.image_model import ImageModel, Query
+from harmoniad_jax.inference.image_model import ImageModel, Query, Question
 from harmoniad_jax.run.normality import GoodImages, Normality
 from harmoniad_jax.words import in_words
 
 # Below it a threshold would be hardly more than a guess.
 FEWEST_PHOTOS = 5
-# The chance of a warning where nothing has changed.
-DRIFT_LEVEL = 0.01
 # Interquartile ranges above the upper quartile: "far out" of Tukey, "Exploratory Data
 # Analysis", 1977.
 FAR_OUT = 3.0
@@ -28,15 +27,16 @@ MOST_NAMES = 10
 
 
 class Measured(NamedTuple):
-    """Good photos of a product: files, scores [N] float32 and maps [H', W'] float32."""
+    """Good photos of a product: files, scores [N] float32, maps [H', W'] float32, looks."""
 
     files: list[Path]
     scores: np.ndarray
     maps: list[np.ndarray]
+    appearance: list[Mapping[str, float]]
 
     @property
     def normality(self) -> Normality:
-        return Normality.of(self.maps, self.scores)
+        return Normality.of(self.maps, self.scores, self.appearance)
 
 
 def calibrate(
@@ -142,15 +142,16 @@ def _measure(
 ) -> Measured:
     products = {*model.categories, *model.preprocessor.shapes}
     known = category if category in products else None
-    queries = [Query(file, known) for file in files]
-    measured = Measured([], np.zeros(0, np.float32), [])
+    queries, question = [Query(file, known) for file in files], Question(appearance=True)
+    measured = Measured([], np.zeros(0, np.float32), [], [])
     scores = []
-    for file, result in zip(files, model.stream(queries), strict=True):
+    for file, result in zip(files, model.stream(queries, question), strict=True):
         if isinstance(result, UserError):
             say(f"left out: {result}")
             continue
         measured.files.append(file)
         measured.maps.append(result.anomaly_map)
+        measured.appearance.append(result.appearance)
         scores.append(result.score)
     return measured._replace(scores=np.array(scores, np.float32))
 
@@ -187,12 +188,11 @@ def _report(
             f"  warning: {1000 * rate:.3g} of 1000 were asked for; that takes "
             f"{int(np.ceil(1 / rate)) - 1} photos or more"
         )
-    if old and drift(old.scores, measured.scores) < DRIFT_LEVEL:
-        higher = np.median(measured.scores) > np.median(old.scores)
+    compared = compare(old, measured.scores, measured.appearance) if old else []
+    if changes := [one.in_words for one in compared if one.has_changed]:
         say(
-            "  warning: these photos look unlike those before: their scores are "
-            f"{'higher' if higher else 'lower'}. Has the light, the camera or the product "
-            "changed?"
+            f"  warning: these photos are unlike those before: {', '.join(changes)}. Has "
+            "the light, the camera or the product changed?"
         )
     suspects = suspicious(measured.scores)
     if len(suspects):
@@ -224,14 +224,6 @@ def expected_false_alarms(
     share = stats.beta(count + 1 - rank, rank)
     low, high = share.interval(SHARE_OF_INTERVAL)
     return float(share.mean()), float(low), float(high)
-
-
-def drift(before: Sequence[float], now: Sequence[float]) -> float:
-    """How likely such a difference is where nothing changed: a p-value, in [0, 1].
-
-    The two-sample test of Kolmogorov and Smirnov (Smirnov, 1939).
-    """
-    return float(stats.ks_2samp(before, now).pvalue)
 
 
 def suspicious(scores: np.ndarray) -> np.ndarray:

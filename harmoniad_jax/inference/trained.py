@@ -1,20 +1,26 @@
 """An opened run, and what it learns of good images after its last step."""
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from harmoniad_jax.data.ahead import prefetched
+from harmoniad_jax.data.appearance import measure_appearance
 from harmoniad_jax.data.records import Record
 from harmoniad_jax.devices.mesh import replicate, replicated, shard_batch
+from harmoniad_jax.errors import UserError
 from harmoniad_jax.features.encode import Inputs
 from harmoniad_jax.model.scoring import Statistics
 from harmoniad_jax.run.calibration import Calibration
 from harmoniad_jax.run.run import Run
 from harmoniad_jax.steps.state import TrainState
 from harmoniad_jax.steps.step import measure_statistics
+
+logger = logging.getLogger(__name__)
 
 
 class Distances(NamedTuple):
@@ -119,7 +125,23 @@ def _calibration(trained: Trained, distances: Sequence[Distances]) -> Calibratio
         maps,
         scores,
         run.dataset.categories,
+        _appearance(run, run.dataset.held_out),
     )
+
+
+def _appearance(run: Run, records: Sequence[Record]) -> list[dict[str, float]]:
+    """What the records look like; empty if one of them cannot be read any more."""
+
+    def measure(record: Record) -> dict[str, float]:
+        return measure_appearance(run.load_image(record))
+
+    try:
+        return list(prefetched(records, measure, run.config.data.threads))
+    except UserError as error:
+        # The features may be stored while the images are gone. Training shall not fail at
+        # its end for this.
+        logger.warning("%s What good images look like is not stored.", error)
+        return []
 
 
 def _distances(trained: Trained, records: Sequence[Record], title: str) -> list[Distances]:

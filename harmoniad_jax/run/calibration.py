@@ -22,6 +22,7 @@ class Calibration(GoodImages):
         maps: Sequence[np.ndarray],
         scores: np.ndarray,
         trained: Collection[str] = (),
+        appearance: Sequence[Mapping[str, float]] = (),
     ) -> "Calibration":
         """Measures held-out images.
 
@@ -31,19 +32,18 @@ class Calibration(GoodImages):
           maps: of each image, [H', W'] float32.
           scores: [N] float32.
           trained: all categories of the run, whether images of them were held out or not.
+          appearance: of each image; empty: it was not measured.
         """
-        names = np.array(categories)
+        names, known = np.array(categories), sorted(set(categories))
 
-        def normality(rows: np.ndarray) -> Normality:
-            return Normality.of([maps[row] for row in rows], scores[rows])
+        def normality(rows: np.ndarray, *, mixed: bool = False) -> Normality:
+            look = [appearance[row] for row in rows] if appearance and not mixed else ()
+            return Normality.of([maps[row] for row in rows], scores[rows], look)
 
         return cls(
             score_settings(settings),
-            normality(np.arange(len(names))),
-            {
-                name: normality(np.flatnonzero(names == name))
-                for name in sorted(set(categories))
-            },
+            normality(np.arange(len(names)), mixed=len(known) > 1),
+            {name: normality(np.flatnonzero(names == name)) for name in known},
             tuple(sorted(set(trained) - set(categories))),
         )
 

@@ -214,7 +214,7 @@ class Watcher:
     def _submit(self, queries: list[Query]) -> list | None:
         while queries and not self._stop.is_set():
             try:
-                question = Question(thumbnail_side=THUMBNAIL_SIDE)
+                question = Question(thumbnail_side=THUMBNAIL_SIDE, appearance=True)
                 return self._batcher.submit(queries, question)
             except BusyError:
                 self._stop.wait(POLL_SECONDS)  # clients come first

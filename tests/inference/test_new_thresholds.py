@@ -16,7 +16,6 @@ from harmoniad_jax.errors import UserError
 from harmoniad_jax.inference import new_thresholds
 from harmoniad_jax.inference.calibrate import (
     calibrate,
-    drift,
     expected_false_alarms,
     suspicious,
 )
@@ -66,11 +65,12 @@ def test_new_photos_set_the_thresholds_of_their_product_alone(file, good):
     text = "\n".join(said)
     assert "8 good photos" in text and "calls 8 of these photos defective" in text
     # Three images of training are too few to see a change; these eight are not.
-    assert "look unlike" not in text
+    assert "are unlike" not in text
     for path in good.iterdir():
         Image.new("L", (48, 48), 100 + int(path.stem)).save(path)
     calibrate(after, file, good, CATEGORY, said.append)
-    assert "look unlike" in "\n".join(said)
+    text = "\n".join(said)
+    assert "are unlike" in text and "with less contrast" in text and "less sharp" in text
 
 
 def test_a_calibration_is_undone_and_kept(file, good, capsys):
@@ -203,15 +203,6 @@ def test_the_interval_of_false_alarms_holds_what_it_says():
     assert inside / 2000 == pytest.approx(0.9, abs=0.025)
     assert np.mean(shares) == pytest.approx(expected, abs=0.005)
     assert expected <= 0.1
-
-
-def test_drift_is_seldom_seen_where_there_is_none():
-    rng = np.random.default_rng(0)
-    draws = [(rng.normal(size=30), rng.normal(size=20)) for _ in range(1000)]
-    alarms = np.mean([drift(*draw) < 0.01 for draw in draws])
-    assert alarms <= 0.015
-    moved = np.mean([drift(before, now + 1.5) < 0.01 for before, now in draws])
-    assert moved > 0.9
 
 
 def test_only_what_is_far_out_is_suspicious():

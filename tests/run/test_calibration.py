@@ -330,6 +330,21 @@ def test_what_was_measured_comes_back_from_json():
     assert again.of("a").threshold(0.1) == calibration.of("a").threshold(0.1)
 
 
+def test_each_category_has_an_appearance_of_its_own():
+    maps, scores, categories = measured()
+    look = [{"light": float(row)} for row in range(len(scores))]
+    calibration = Calibration.measure(
+        EvaluationConfig(), categories, maps, scores, appearance=look
+    )
+    assert calibration.of("b").appearance == {"light": (0.0, 2.0, 4.0, 5.0)}
+    # Several products together look like none of them; one alone is all of them.
+    assert calibration.overall.appearance == {}
+    one = Calibration.measure(EvaluationConfig(), ["a"] * 7, maps, scores, appearance=look)
+    assert one.overall == one.of("a") and len(one.overall.appearance["light"]) == 7
+    again = Calibration.from_json(json.loads(json.dumps(calibration.to_json())))
+    assert again == calibration
+
+
 @pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(EvaluationConfig)])
 def test_it_fits_as_long_as_the_scores_do(name):
     """Every setting of the evaluation changes scores, or is known not to."""

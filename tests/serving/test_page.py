@@ -272,8 +272,8 @@ def test_a_change_of_light_is_said(page, address, paths):
         drift.note(dataclasses.replace(result, score=1e6))
     choose(page, paths[:1])
     wait(page, "!document.getElementById('drift').hidden")
-    assert f"The last {WINDOW} images look unlike" in text(page, "drift")
-    assert "higher" in text(page, "drift")
+    assert f"The last {WINDOW} images are unlike" in text(page, "drift")
+    assert "with higher scores" in text(page, "drift")
     drift._latest.clear()
 
 

@@ -117,7 +117,10 @@ def add_judging(app: FastAPI, service: Service) -> None:
                     images = await _images_of(request, limits, name)
                     received = time.monotonic()
                     question = Question(
-                        false_positive_rate, threshold, THUMBNAIL_SIDE if include else 0
+                        false_positive_rate,
+                        threshold,
+                        thumbnail_side=THUMBNAIL_SIDE if include else 0,
+                        appearance=True,  # whether it has changed is watched
                     )
                     found = await service.judge(images, category, question)
                     rows = await asyncio.to_thread(_rows, images, found, include)

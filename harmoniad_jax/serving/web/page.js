@@ -113,9 +113,9 @@ async function lookForDrift() {
   $("drift").textContent = moved
     .map((one) => {
       const product = one.category ? ` of ${one.category}` : "";
-      const way = one.higher ? "higher" : "lower";
-      return `The last ${one.images} images${product} look unlike those that the thresholds ` +
-        `were set on: their scores are ${way}. Has the light, the camera or the product changed?`;
+      const ways = one.compared.filter((each) => each.moved).map((each) => each.in_words);
+      return `The last ${one.images} images${product} are unlike those that the thresholds ` +
+        `were set on: ${ways.join(", ")}. Has the light, the camera or the product changed?`;
     })
     .join(" ");
 }
