@@ -96,11 +96,17 @@ class ModelFacts(BaseModel):
     watches: bool = Field(description="whether a folder is watched")
 
 
+class WatchedImage(Judged):
+    """An image of the watched folder."""
+
+    number: int = Field(description="since the server started, from 1")
+
+
 class Watched(BaseModel):
     """Images of the watched folder, oldest first. `last`: for the next call's `after`."""
 
     last: int
-    results: list[Judged]
+    results: list[WatchedImage]
 
 
 class Problem(BaseModel):

@@ -15,7 +15,7 @@ from harmoniad_jax.inference.files import guess_category, photos_below
 from harmoniad_jax.inference.image_model import Query, Question
 from harmoniad_jax.inference.result import ImageResult
 from harmoniad_jax.locks import lock
-from harmoniad_jax.serving.answers import THUMBNAIL_SIDE, Judged, judged
+from harmoniad_jax.serving.answers import THUMBNAIL_SIDE, WatchedImage, judged
 from harmoniad_jax.serving.batcher import Batcher, BusyError
 from harmoniad_jax.serving.limits import Limits, too_large
 from harmoniad_jax.serving.mqtt import Broker, Publisher
@@ -123,7 +123,8 @@ class Watcher:
             ) from None
         self._seen: dict[str, tuple[Version, float]] = {}  # and since when it is so
         self._retry: dict[Version, float] = {}  # when an unreadable file is read again
-        self._latest: collections.deque[tuple[int, Judged]] = collections.deque(maxlen=KEPT)
+        self._latest: collections.deque[tuple[Version, WatchedImage]]
+        self._latest = collections.deque(maxlen=KEPT)
         self._count_written = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
@@ -133,16 +134,34 @@ class Watcher:
         for outbox in self.outboxes:
             outbox.start()
 
-    def after(self, number: int) -> tuple[int, list[Judged]]:
+    def after(self, number: int) -> tuple[int, list[WatchedImage]]:
         """The latest images since a number, oldest first, and the number for the next call.
 
         Images are numbered from 1 when the server starts; it keeps `KEPT` of them.
         """
-        latest = list(self._latest)
-        last = latest[-1][0] if latest else 0
+        latest = [row for _, row in self._latest]
+        last = latest[-1].number if latest else 0
         # A larger number is of an earlier start.
         since = number if number <= last else 0
-        return last, [row for place, row in latest if place > since]
+        return last, [row for row in latest if row.number > since]
+
+    def image_data(self, number: int, name: str) -> bytes | None:
+        """The file of one of the latest images; None: it is gone, or another by now.
+
+        Args:
+          number, name: of a `WatchedImage`. The name is compared and not opened; a number
+            of an earlier start is told by it.
+        """
+        for version, row in list(self._latest):
+            if (row.number, row.name) == (number, name):
+                path = self._folder / version.path
+                try:
+                    status, data = path.stat(), path.read_bytes()
+                except OSError:
+                    return None
+                same = (status.st_size, status.st_mtime_ns) == version[1:]
+                return data if same else None
+        return None
 
     def close(self) -> None:
         """Finishes the images that are being judged, and ends."""
@@ -257,4 +276,5 @@ class Watcher:
         self._done.add(version)
         self._retry.pop(version, None)
         self._count_written += 1
-        self._latest.append((self._count_written, shown))
+        numbered = WatchedImage(**dict(shown), number=self._count_written)
+        self._latest.append((version, numbered))

@@ -145,16 +145,22 @@ def add_collecting(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v1/good",
         tags=["images"],
-        openapi_extra={"requestBody": {"content": {"image/*": {}}, "required": True}},
+        openapi_extra={"requestBody": {"content": {"image/*": {}}}},
         responses=REFUSALS,
     )
     async def good(
         request: Request,
         category: Annotated[str | None, Query(description="Product, if known.")] = None,
+        watched: Annotated[
+            int | None, Query(description="Number of an image of the watched folder.")
+        ] = None,
+        name: Annotated[str, Query(description="Of that image.")] = "",
     ) -> dict[str, bool]:
         """Keeps an image that is good after all, for new thresholds.
 
-        The server must have been started with `--collect=DIR`.
+        Send it as the body. One of the latest of the watched folder needs no body, but its
+        `number` and `name`, as `/v1/watched` has them. The server must have been started
+        with `--collect=DIR`.
         """
         if service.collect is None:
             raise RefusedError(
@@ -162,7 +168,10 @@ def add_collecting(app: FastAPI, service: Service) -> None:
             )
         with service.admitted():
             async with _timed(service.limits):
-                data = await request.body()
+                if watched is None:
+                    data = await request.body()
+                else:
+                    data = await asyncio.to_thread(_watched_data, service, watched, name)
                 image = EncodedImage("the image", data)
                 if reason := await asyncio.to_thread(too_large, image, service.limits):
                     raise RefusedError(422, reason)
@@ -172,6 +181,20 @@ def add_collecting(app: FastAPI, service: Service) -> None:
                 except UserError as error:
                     raise RefusedError(422, str(error)) from None
         return {"kept": True}
+
+
+def _watched_data(service: Service, number: int, name: str) -> bytes:
+    """The file of an image of the watched folder.
+
+    Raises:
+      RefusedError: it is not one of the latest, or not there any more.
+    """
+    data = service.watcher.image_data(number, name) if service.watcher else None
+    if data is None:
+        raise RefusedError(
+            404, "that image is not in the watched folder any more; send it as the body"
+        )
+    return data
 
 
 @contextlib.asynccontextmanager

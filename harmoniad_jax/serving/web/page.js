@@ -305,7 +305,7 @@ function showVerdict() {
   // Written only when it changes: else it is read aloud again and again.
   const whole = `${words}${small.textContent}`;
   if ($("verdict").textContent !== whole) $("verdict").replaceChildren(text, small);
-  $("actions").hidden = !(model?.collects && current.file && verdict === "defective");
+  $("actions").hidden = !(model?.collects && (current.file || current.number) && verdict === "defective");
   $("after-all").hidden = Boolean(current.kept);
 }
 
@@ -344,7 +344,7 @@ function fillRow(row, verdict) {
   const time = row.time.toLocaleTimeString();
   part("more").textContent = row.error
     ? time
-    : `${time} · score ${number(row.score)}${row.changed ? ` · was ${row.judgedAs}` : ""}`;
+    : `${time} · score\u00a0${number(row.score)}${row.changed ? ` · was ${row.judgedAs}` : ""}`;
 }
 
 function download() {
@@ -458,7 +458,7 @@ function chooseRate() {
   const least = Math.ceil(1000 / (known.good_images + 1));
   $("promise").textContent = choice.promised
     ? `Follows from ${known.good_images} good images.`
-    : `With only ${known.good_images} good images measured, expect up to ${least}.`;
+    : `With only ${known.good_images} good images measured, expect up to ${least} of 1000.`;
   weigh();
 }
 
@@ -470,9 +470,14 @@ function showHeat() {
 
 async function keepAsGood() {
   const row = current;
-  const query = row.category ? `?${new URLSearchParams({ category: row.category })}` : "";
+  const query = new URLSearchParams();
+  if (row.category) query.set("category", row.category);
+  if (!row.file) {
+    query.set("watched", row.number); // the server has it
+    query.set("name", row.name);
+  }
   try {
-    const answer = await ask(`v1/good${query}`, { method: "POST", body: row.file });
+    const answer = await ask(`v1/good?${query}`, { method: "POST", body: row.file });
     if (!answer.ok) return complain(await problemOf(answer));
   } catch {
     return complain("The server cannot be reached. Is it running?");
