@@ -17,7 +17,9 @@ from harmoniad_jax.errors import UserError
 from harmoniad_jax.run.run import prepare_run
 from harmoniad_jax.serving import mqtt, outbox, watch
 from harmoniad_jax.serving.batcher import Batcher
+from harmoniad_jax.serving.drift import Drift
 from harmoniad_jax.serving.limits import Limits
+from harmoniad_jax.serving.metrics import Metrics
 from harmoniad_jax.serving.mqtt import Broker, Publisher, read_broker
 
 paho = pytest.importorskip("paho.mqtt.client", reason="paho-mqtt is not installed")
@@ -202,6 +204,10 @@ def test_a_watched_folder_is_judged_without_a_broker(
     first.start()
     wait_until(lambda: lines.read_bytes().count(b"\n") == 3)
     first.close()
+    metrics = Metrics(batcher, Drift(batcher.model))
+    metrics.add_outboxes(first.outboxes)
+    waiting = f'harmoniad_results_waiting_bytes{{to="mqtt"}} {lines.stat().st_size}.0'
+    assert waiting in metrics.text().decode().splitlines()
     broker.start()
     subscriber = Subscriber(broker)
     second = watcher()
