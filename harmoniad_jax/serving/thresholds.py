@@ -62,10 +62,9 @@ class LatestThresholds:
             model = self._opened.model
             model.use(self.entry.good_images if self.entry else model.own_calibration)
             self._changed()
-            source = (
-                f"{self.entry.time}, by {self.entry.source}" if self.entry else "training"
-            )
-            print(f"thresholds from now on: those of {source}", flush=True)
+            entry = self.entry
+            origin = f"{entry.time}, by {entry.source}" if entry else "training"
+            logger.warning("thresholds from now on: those of %s", origin)
 
     def _read_stamp(self) -> tuple[int, ...] | None:
         """Tells another content of the file; None: it is not there."""

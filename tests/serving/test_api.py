@@ -303,7 +303,7 @@ def test_the_model_is_described(client, model):
             assert choice["promised"] == known.supports(rate)
 
 
-def test_new_thresholds_hold_without_a_restart(exported, paths, tmp_path, caplog, capsys):
+def test_new_thresholds_hold_without_a_restart(exported, paths, tmp_path, caplog):
     """Those of `calibrate`, and those that `--undo` brings back."""
     file = tmp_path / "model.onnx"
     shutil.copy(exported.path, file)
@@ -336,7 +336,7 @@ def test_new_thresholds_hold_without_a_restart(exported, paths, tmp_path, caplog
         place.write_text(stored)
         new_thresholds.undo(file, fresh.own_calibration)
         wait_until(lambda: threshold(client) == before)
-    assert "thresholds from now on: those of training" in capsys.readouterr().out
+    assert "thresholds from now on: those of training" in caplog.text
 
 
 def test_probes_counters_and_headers(client, paths):
