@@ -71,20 +71,25 @@ def bare(path, files):
 class Server:
     """`python -m harmoniad_jax.serve` in a process of its own."""
 
-    def __init__(self, model):
+    def __init__(self, model, *flags):
         command = [sys.executable, "-m", "harmoniad_jax.serve", str(model), "--port=0"]
+        command += map(str, flags)
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         line = self.process.stdout.readline()
         self.address = urllib.parse.urlsplit(re.search(r"http://\S+", line)[0]).netloc
 
     def __enter__(self):
-        while request(http.client.HTTPConnection(self.address), "GET", "/readyz") != 200:
-            time.sleep(0.1)
+        self.wait()
         return self
 
     def __exit__(self, *_):
         self.process.terminate()
         self.process.wait(90)
+
+    def wait(self) -> None:
+        """Returns when it is ready."""
+        while request(http.client.HTTPConnection(self.address), "GET", "/readyz") != 200:
+            time.sleep(0.1)
 
     def megabytes(self) -> float:
         """Resident memory."""
