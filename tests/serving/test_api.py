@@ -23,6 +23,7 @@ from harmoniad_jax.inference import new_thresholds
 from harmoniad_jax.inference.calibrate import calibrate
 from harmoniad_jax.inference.image_model import Question
 from harmoniad_jax.run.run import prepare_run
+from harmoniad_jax.serving import thresholds
 from harmoniad_jax.serving.batcher import Batcher, BusyError
 from harmoniad_jax.serving.limits import Limits
 
@@ -303,8 +304,11 @@ def test_the_model_is_described(client, model):
             assert choice["promised"] == known.supports(rate)
 
 
-def test_new_thresholds_hold_without_a_restart(exported, paths, tmp_path, caplog):
+def test_new_thresholds_hold_without_a_restart(
+    exported, paths, tmp_path, caplog, monkeypatch
+):
     """Those of `calibrate`, and those that `--undo` brings back."""
+    monkeypatch.setattr(thresholds, "POLL_SECONDS", 0.05)
     file = tmp_path / "model.onnx"
     shutil.copy(exported.path, file)
     good = tmp_path / CATEGORY
