@@ -7,6 +7,7 @@ prints the memory of the server.
 """
 
 import argparse
+import contextlib
 import http.client
 import itertools
 import re
@@ -84,12 +85,18 @@ class Server:
 
     def __exit__(self, *_):
         self.process.terminate()
+        self.end()
+
+    def end(self) -> None:
+        """Waits until it has ended."""
         self.process.wait(90)
+        self.process.stdout.close()
 
     def wait(self) -> None:
         """Returns when it is ready."""
-        while request(http.client.HTTPConnection(self.address), "GET", "/readyz") != 200:
-            time.sleep(0.1)
+        with contextlib.closing(http.client.HTTPConnection(self.address)) as connection:
+            while request(connection, "GET", "/readyz") != 200:
+                time.sleep(0.1)
 
     def megabytes(self) -> float:
         """Resident memory."""

@@ -9,6 +9,7 @@ must have one line of results, with the score that the runtime gives it.
 
 import argparse
 import collections
+import contextlib
 import http.client
 import json
 import math
@@ -98,7 +99,7 @@ def torture(
                 time.sleep(0.01)
             time.sleep(chance.uniform(0.0, 0.2))
             server.process.kill()
-            server.process.wait()
+            server.end()
             at_kills.append(_lines(lines))
         with Server(model, *flags) as server:
             address[0] = server.address
@@ -161,8 +162,8 @@ def _ask(address, photos, answers, ended) -> None:
         body = photos[place % len(photos)].read_bytes()
         try:
             connection = http.client.HTTPConnection(address[0], timeout=30)
-            answers[str(request(connection, "POST", "/v1/predict", body))] += 1
-            connection.close()
+            with contextlib.closing(connection):
+                answers[str(request(connection, "POST", "/v1/predict", body))] += 1
         except (OSError, http.client.HTTPException):
             answers["broken"] += 1
             time.sleep(0.05)
