@@ -7,6 +7,7 @@ prints the memory of the server.
 """
 
 import argparse
+import contextlib
 import http.client
 import itertools
 import re
@@ -71,20 +72,31 @@ def bare(path, files):
 class Server:
     """`python -m harmoniad_jax.serve` in a process of its own."""
 
-    def __init__(self, model):
+    def __init__(self, model, *flags):
         command = [sys.executable, "-m", "harmoniad_jax.serve", str(model), "--port=0"]
+        command += map(str, flags)
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         line = self.process.stdout.readline()
         self.address = urllib.parse.urlsplit(re.search(r"http://\S+", line)[0]).netloc
 
     def __enter__(self):
-        while request(http.client.HTTPConnection(self.address), "GET", "/readyz") != 200:
-            time.sleep(0.1)
+        self.wait()
         return self
 
     def __exit__(self, *_):
         self.process.terminate()
+        self.end()
+
+    def end(self) -> None:
+        """Waits until it has ended."""
         self.process.wait(90)
+        self.process.stdout.close()
+
+    def wait(self) -> None:
+        """Returns when it is ready."""
+        with contextlib.closing(http.client.HTTPConnection(self.address)) as connection:
+            while request(connection, "GET", "/readyz") != 200:
+                time.sleep(0.1)
 
     def megabytes(self) -> float:
         """Resident memory."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import typing
 
 if typing.TYPE_CHECKING:
@@ -10,6 +11,11 @@ if typing.TYPE_CHECKING:
     from harmoniad_jax.inference.trained_model import TrainedModel
 
 __version__ = "0.1.0"
+
+# From 1.29 on ONNX Runtime sends its maker what it runs, and keeps a number of this machine
+# in the user's cache, unless this is set before it is imported. What a factory inspects is
+# nobody's business. With "0" in the environment it may.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def load(

@@ -76,18 +76,26 @@ def _watched(flags: argparse.Namespace):
     Raises:
       UserError: a flag that it needs is missing, or one is given without it.
     """
+    from harmoniad_jax.serving.mqtt import read_broker
     from harmoniad_jax.serving.watch import Watched
 
+    of_mqtt = {
+        name: getattr(flags, f"mqtt_{name}")
+        for name in ("topic", "user", "password_file", "tls", "ca")
+    }
     if flags.watch is None:
-        if flags.output or flags.category or flags.webhook:
+        if flags.output or flags.category or flags.webhook or flags.mqtt:
             raise UserError(
-                "--output, --category and --webhook go with --watch=DIR; add it."
+                "--output, --category, --webhook and --mqtt go with --watch=DIR; add it."
             )
         return None
+    if any(of_mqtt.values()) and not flags.mqtt:
+        raise UserError("--mqtt_... go with --mqtt=HOST; add it.")
     if flags.output is None:
         raise UserError("--watch needs --output=DIR, a folder for its results.")
     folder, output = (Path(one).expanduser() for one in (flags.watch, flags.output))
-    return Watched(folder, output, flags.category, webhook=flags.webhook)
+    broker = read_broker(flags.mqtt, **of_mqtt) if flags.mqtt else None
+    return Watched(folder, output, flags.category, webhook=flags.webhook, mqtt=broker)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -107,6 +115,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--output", help="Of --watch: folder for results.jsonl.")
     add("--category", help="Of --watch: product of all images.")
     add("--webhook", help="Of --watch: address that gets every result.")
+    add("--mqtt", help="Of --watch: HOST[:PORT] of a broker that gets every result.")
+    add("--mqtt_topic", help="harmoniad/results if not given.")
+    add("--mqtt_user", help="Name at the broker.")
+    add("--mqtt_password_file", help="File with the password.")
+    add("--mqtt_tls", action="store_true", help="Encrypt the connection.")
+    add("--mqtt_ca", help="Certificates to trust, if not the system's; encrypts too.")
     add("--encoder", help="Of a run: where the encoder is now.")
     add("--white_level", type=float, help="White of images deeper than 8 bits.")
     add("--provider", default="CPUExecutionProvider", help="Of ONNX Runtime.")

@@ -1,5 +1,6 @@
-"""Thresholds of a file that computes otherwise than the run: in 8 bits, say."""
+"""Thresholds of a file: the run's latest, or its own where it computes otherwise."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,45 @@ from typing import Any
 import numpy as np
 
 from harmoniad_jax.checkpoints.store import Checkpoints
+from harmoniad_jax.data.appearance import measure_appearance
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.exporting.proof import Runtime, run_in_batches
+from harmoniad_jax.inference import new_thresholds
 from harmoniad_jax.inference.restore import open_trained
 from harmoniad_jax.inference.trained import Trained
-from harmoniad_jax.run.calibration import Calibration, by_category
+from harmoniad_jax.run.calibration import Calibration, by_category, rows_by_category
+
+
+def with_latest_thresholds(trained: Trained, workdir: Path, precision: str) -> Trained:
+    """The run with the calibration that its file shall have, and says which it is.
+
+    Args:
+      trained: a run, as training left it.
+      workdir: its folder, with what `calibrate` stored.
+      precision: of the file.
+
+    Raises:
+      UserError: what `calibrate` stored is damaged, or of another training.
+    """
+    entry = new_thresholds.latest_entry(workdir, trained.calibration)
+    if entry is None:
+        return trained
+    if _computes_otherwise(trained, precision):
+        print(
+            f"The thresholds that were set on {entry.time} do not fit scores of this "
+            "precision; those of training are measured again. Set new ones with python -m "
+            "harmoniad_jax.calibrate FILE."
+        )
+        return trained
+    print(f"With the thresholds of {entry.time}, by {entry.source}.")
+    good = entry.good_images
+    latest = Calibration(good.settings, good.overall, good.per_category, good.others)
+    return dataclasses.replace(trained, calibration=latest)
+
+
+def _computes_otherwise(trained: Trained, precision: str) -> bool:
+    """Whether scores of the file cannot be compared with those of the run."""
+    return precision == "int8" or trained.run.config.encoder.dtype == "bfloat16"
 
 
 def own_calibration(
@@ -31,8 +66,7 @@ def own_calibration(
     Raises:
       UserError: see `measured_calibration`.
     """
-    in_bfloat16 = trained.run.config.encoder.dtype == "bfloat16"
-    if trained.calibration is None or not (in_bfloat16 or precision == "int8"):
+    if trained.calibration is None or not _computes_otherwise(trained, precision):
         return None
     return measured_calibration(workdir, changes, runtime)
 
@@ -69,8 +103,14 @@ def measured_calibration(
         )
     images = np.stack([run.load_image(record) for record in records])
     maps, scores = run_in_batches(runtime, images, 1)
+    categories = [record.category for record in records]
+    looks = [measure_appearance(image) for image in images]
     return Calibration.measure(
         run.config.evaluation,
-        by_category([record.category for record in records], maps, scores),
+        by_category(categories, maps, scores),
         run.dataset.categories,
+        {
+            category: [looks[row] for row in rows]
+            for category, rows in rows_by_category(categories).items()
+        },
     )

@@ -17,7 +17,7 @@ from harmoniad_jax.exporting.files import (
     publish,
     write_bytes,
 )
-from harmoniad_jax.exporting.measure import own_calibration
+from harmoniad_jax.exporting.measure import own_calibration, with_latest_thresholds
 from harmoniad_jax.exporting.program import exported_program, input_shape
 from harmoniad_jax.exporting.proof import (
     BATCHES,
@@ -71,6 +71,7 @@ def export_onnx(
     """
     check_output(output, ".onnx", overwrite)
     trained, places = open_for_new_images(workdir, encoder), dict(places or {})
+    trained = with_latest_thresholds(trained, workdir, precision)
     model = to_onnx(
         exported_program(trained),
         shape=input_shape(trained),

@@ -17,7 +17,7 @@ from harmoniad_jax.exporting.files import (
     publish,
     write_bytes,
 )
-from harmoniad_jax.exporting.measure import own_calibration
+from harmoniad_jax.exporting.measure import own_calibration, with_latest_thresholds
 from harmoniad_jax.exporting.program import exported_program, input_shape
 from harmoniad_jax.exporting.proof import (
     draw_samples,
@@ -49,6 +49,7 @@ def export_stablehlo(
     """
     check_output(output, SUFFIX, overwrite)
     trained, places = open_for_new_images(workdir, encoder), dict(places or {})
+    trained = with_latest_thresholds(trained, workdir, "float32")
     (batch,) = jax.export.symbolic_shape("batch")
     shape = jax.ShapeDtypeStruct((batch, *input_shape(trained), 3), jnp.uint8)
     program = jax.export.export(jax.jit(exported_program(trained)), platforms=PLATFORMS)

@@ -11,15 +11,14 @@ from scipy import stats
 
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.inference import new_thresholds
+from harmoniad_jax.inference.drift import compare
 from harmoniad_jax.inference.files import guess_category, photos_below
-from harmoniad_jax.inference.image_model import ImageModel, Query
+from harmoniad_jax.inference.image_model import ImageModel, Query, Question
 from harmoniad_jax.run.normality import GoodImages, Normality
 from harmoniad_jax.words import in_words
 
 # Below it a threshold would be hardly more than a guess.
 FEWEST_PHOTOS = 5
-# The chance of a warning where nothing has changed.
-DRIFT_LEVEL = 0.01
 # Interquartile ranges above the upper quartile: "far out" of Tukey, "Exploratory Data
 # Analysis", 1977.
 FAR_OUT = 3.0
@@ -28,15 +27,16 @@ MOST_NAMES = 10
 
 
 class Measured(NamedTuple):
-    """Good photos of a product: files, scores [N] float32 and maps [H', W'] float32."""
+    """Good photos of a product: files, scores [N] float32, maps [H', W'] float32, looks."""
 
     files: list[Path]
     scores: np.ndarray
     maps: list[np.ndarray]
+    appearance: list[Mapping[str, float]]
 
     @property
     def normality(self) -> Normality:
-        return Normality.of(self.maps, self.scores)
+        return Normality.of(self.maps, self.scores, self.appearance)
 
 
 def calibrate(
@@ -47,6 +47,9 @@ def calibrate(
     say: Callable[[str], None] = print,
 ) -> GoodImages:
     """Measures good photos and stores a new calibration beside the model.
+
+    Photos that cannot be read, whose product is not known, or whose product has fewer than
+    `FEWEST_PHOTOS`, are left out, and said.
 
     Args:
       model: opened, with the thresholds that it has now.
@@ -59,19 +62,21 @@ def calibrate(
       What the model is used with from now on.
 
     Raises:
-      UserError: too few photos, an unknown product, or nowhere to write.
+      UserError: nothing is left, an unknown product, or nowhere to write.
     """
-    by_category = _sorted_photos(model, good, category)
-    before = model.calibration
-    changed = before
+    by_category = _sorted_photos(model, good, category, say)
+    changed, images, problem = model.calibration, {}, ""
     for name, files in by_category.items():
         measured = _measure(model, name, files, say)
-        if len(measured.files) < FEWEST_PHOTOS:
-            count = in_words(len(measured.files), "readable photo", "readable photos")
-            raise UserError(
-                f"{good} holds {count} of {name}; {FEWEST_PHOTOS} are the least, and 30 or "
-                "more are better."
+        count = len(measured.files)
+        if count < FEWEST_PHOTOS:
+            problem = (
+                f"{good} holds {in_words(count, 'readable photo', 'readable photos')} of "
+                f"{name}; {FEWEST_PHOTOS} are the least, and 30 or more are better."
             )
+            say(f"left out: {problem}")
+            continue
+        images[name] = count
         normality = measured.normality
         _report(model, name, measured, normality, say)
         changed = (
@@ -79,10 +84,12 @@ def calibrate(
             if changed
             else GoodImages({}, normality, {name: normality})
         )
+    if not images:
+        raise UserError(problem)
     entry = new_thresholds.Entry(
         time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         source=str(good.resolve()),
-        images={name: changed.held_out(name) for name in by_category},
+        images=images,
         good_images=changed,
     )
     new_thresholds.add(path, model.own_calibration, entry)
@@ -90,12 +97,12 @@ def calibrate(
 
 
 def _sorted_photos(
-    model: ImageModel, good: Path, category: str | None
+    model: ImageModel, good: Path, category: str | None, say: Callable[[str], None]
 ) -> Mapping[str, Sequence[Path]]:
     """Photos by product, each content once.
 
     Raises:
-      UserError: no photos, or the product of some is not known.
+      UserError: no photos, or the product of none is known.
     """
     if not good.is_dir():
         raise UserError(f"--good={good} is not a folder; give one with good photos.")
@@ -118,10 +125,13 @@ def _sorted_photos(
             found.setdefault(product, []).append(file)
     if unknown:
         choices = ", ".join(model.categories) or "any name, since the model has none"
-        raise UserError(
+        problem = (
             f"the product of {unknown[0]} is not known: give --category, or put the photos "
             f"into folders with the products' names ({choices})."
         )
+        if not found:
+            raise UserError(problem)
+        say(f"left out: {in_words(len(unknown), 'photo', 'photos')}; {problem}")
     if not found:
         raise UserError(f"--good={good} holds no photos.")
     return found
@@ -132,15 +142,16 @@ def _measure(
 ) -> Measured:
     products = {*model.categories, *model.preprocessor.shapes}
     known = category if category in products else None
-    queries = [Query(file, known) for file in files]
-    measured = Measured([], np.zeros(0, np.float32), [])
+    queries, question = [Query(file, known) for file in files], Question(appearance=True)
+    measured = Measured([], np.zeros(0, np.float32), [], [])
     scores = []
-    for file, result in zip(files, model.stream(queries), strict=True):
+    for file, result in zip(files, model.stream(queries, question), strict=True):
         if isinstance(result, UserError):
             say(f"left out: {result}")
             continue
         measured.files.append(file)
         measured.maps.append(result.anomaly_map)
+        measured.appearance.append(result.appearance)
         scores.append(result.score)
     return measured._replace(scores=np.array(scores, np.float32))
 
@@ -177,12 +188,11 @@ def _report(
             f"  warning: {1000 * rate:.3g} of 1000 were asked for; that takes "
             f"{int(np.ceil(1 / rate)) - 1} photos or more"
         )
-    if old and drift(old.scores, measured.scores) < DRIFT_LEVEL:
-        higher = np.median(measured.scores) > np.median(old.scores)
+    compared = compare(old, measured.scores, measured.appearance) if old else []
+    if changes := [one.in_words for one in compared if one.has_changed]:
         say(
-            "  warning: these photos look unlike those before: their scores are "
-            f"{'higher' if higher else 'lower'}. Has the light, the camera or the product "
-            "changed?"
+            f"  warning: these photos are unlike those before: {', '.join(changes)}. Has "
+            "the light, the camera or the product changed?"
         )
     suspects = suspicious(measured.scores)
     if len(suspects):
@@ -214,14 +224,6 @@ def expected_false_alarms(
     share = stats.beta(count + 1 - rank, rank)
     low, high = share.interval(SHARE_OF_INTERVAL)
     return float(share.mean()), float(low), float(high)
-
-
-def drift(before: Sequence[float], now: Sequence[float]) -> float:
-    """How likely such a difference is where nothing changed: a p-value, in [0, 1].
-
-    The two-sample test of Kolmogorov and Smirnov (Smirnov, 1939).
-    """
-    return float(stats.ks_2samp(before, now).pvalue)
 
 
 def suspicious(scores: np.ndarray) -> np.ndarray:

@@ -8,13 +8,14 @@ import abc
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from harmoniad_jax.data.ahead import prefetched
+from harmoniad_jax.data.appearance import measure_appearance
 from harmoniad_jax.data.preprocess import Preprocessor
 from harmoniad_jax.data.records import ImageFile, check_categories
 from harmoniad_jax.errors import UserError
@@ -40,11 +41,13 @@ class Question(NamedTuple):
         None: that of the run's settings.
     threshold: of the score, instead of one that follows from the rate.
     thumbnail_side: longer side of the thumbnails in pixels; 0: none are made.
+    appearance: whether light, contrast and more are measured, see `data/appearance.py`.
     """
 
     false_positive_rate: float | None = None
     threshold: float | None = None
     thumbnail_side: int = 0
+    appearance: bool = False
 
 
 THE_RUNS_OWN = Question()
@@ -55,7 +58,7 @@ class Loaded(NamedTuple):
 
     pixels: [H, W, 3] uint8, what the network takes; None: it could not be read.
     size: (width, height) of the image in pixels.
-    note, thumbnail: see `ImageResult`.
+    note, thumbnail, appearance: see `ImageResult`.
     error: why it could not be read, in words.
     """
 
@@ -64,6 +67,7 @@ class Loaded(NamedTuple):
     note: str = ""
     thumbnail: np.ndarray | None = None
     error: str = ""
+    appearance: Mapping[str, float] | None = None
 
 
 class Rates(NamedTuple):
@@ -265,7 +269,7 @@ class ImageModel(abc.ABC):
         """
         loaded = prefetched(
             queries,
-            lambda query: self.load_image(query, question.thumbnail_side),
+            lambda query: self.load_image(query, question),
             self._threads,
         )
         size = len(self._preprocessor.all_shapes) * self._batch_size
@@ -302,7 +306,7 @@ class ImageModel(abc.ABC):
                     found[row] = (maps[place], float(scores[place]))
         return found
 
-    def load_image(self, query: Query, thumbnail_side: int = 0) -> Loaded:
+    def load_image(self, query: Query, question: Question = THE_RUNS_OWN) -> Loaded:
         """Decodes an image once, for encoder and eye; errors are in the result."""
         preprocessor, image = self._preprocessor, query.image
         try:
@@ -313,11 +317,14 @@ class ImageModel(abc.ABC):
         except UserError as error:
             return Loaded(None, error=str(error))
         image, note = decoded.image, decoded.note
-        pixels, size = preprocessor.scale(image, query.category), decoded.size
-        if not thumbnail_side:
-            return Loaded(pixels, size, note)
-        image.thumbnail((thumbnail_side, thumbnail_side))
-        return Loaded(pixels, size, note, np.asarray(image.convert("RGB")))
+        pixels = preprocessor.scale(image, query.category)
+        loaded = Loaded(pixels, decoded.size, note)
+        if question.appearance:
+            loaded = loaded._replace(appearance=measure_appearance(pixels))
+        if side := question.thumbnail_side:
+            image.thumbnail((side, side))
+            loaded = loaded._replace(thumbnail=np.asarray(image.convert("RGB")))
+        return loaded
 
     def result(
         self,
@@ -354,6 +361,7 @@ class ImageModel(abc.ABC):
             size=loaded.size,
             note=loaded.note,
             thumbnail=loaded.thumbnail,
+            appearance=loaded.appearance,
         )
 
     def _normality(self, category: str | None) -> Normality | None:

@@ -60,8 +60,14 @@ def latest(model: Path, own: GoodImages | None) -> GoodImages | None:
     Raises:
       UserError: the file is damaged, or of another training.
     """
+    entry = latest_entry(model, own)
+    return entry.good_images if entry else own
+
+
+def latest_entry(model: Path, own: GoodImages | None) -> Entry | None:
+    """The latest calibration that stands; None: those of training hold. See `latest`."""
     standing = [entry for entry in read(model, own) if not entry.undone]
-    return standing[-1].good_images if standing else own
+    return standing[-1] if standing else None
 
 
 def read(model: Path, own: GoodImages | None) -> list[Entry]:

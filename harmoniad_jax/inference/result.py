@@ -1,6 +1,7 @@
 """What the model says of one image."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +36,8 @@ class ImageResult:
       size: (width, height) of the image in pixels.
       note: what the reader of a verdict must know of the image, in words; mostly empty.
       thumbnail: [h, w, 3] uint8, the image made small; None unless it was asked for.
+      appearance: light, contrast and more, see `data/appearance.py`; None unless it was
+        asked for.
     """
 
     anomaly_map: np.ndarray = dataclasses.field(repr=False)
@@ -48,6 +51,7 @@ class ImageResult:
     size: tuple[int, int]
     note: str = ""
     thumbnail: np.ndarray | None = dataclasses.field(default=None, repr=False)
+    appearance: Mapping[str, float] | None = dataclasses.field(default=None, repr=False)
 
     @property
     def is_defective(self) -> bool | None:

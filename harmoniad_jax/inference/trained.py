@@ -1,20 +1,26 @@
 """An opened run, and what it learns of good images after its last step."""
 
 import dataclasses
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from harmoniad_jax.data.ahead import prefetched
+from harmoniad_jax.data.appearance import measure_appearance
 from harmoniad_jax.data.records import Record
 from harmoniad_jax.devices.mesh import replicate, replicated, shard_batch
+from harmoniad_jax.errors import UserError
 from harmoniad_jax.features.encode import Inputs
 from harmoniad_jax.model.scoring import Statistics
 from harmoniad_jax.run.calibration import Calibration, rows_by_category
 from harmoniad_jax.run.run import Run
 from harmoniad_jax.steps.state import TrainState
 from harmoniad_jax.steps.step import measure_statistics
+
+logger = logging.getLogger(__name__)
 
 
 class Distances(NamedTuple):
@@ -123,7 +129,27 @@ def _calibration(trained: Trained, distances: Sequence[Distances]) -> Calibratio
             [held_out[row].category for row in one.rows]
         ).items()
     )
-    return Calibration.measure(run.config.evaluation, products, run.dataset.categories)
+    return Calibration.measure(
+        *(run.config.evaluation, products, run.dataset.categories),
+        appearance=_appearance(run, held_out),
+    )
+
+
+def _appearance(run: Run, records: Sequence[Record]) -> dict[str, list[dict[str, float]]]:
+    """What the records of each category look like; empty if one cannot be read any more."""
+
+    def measure(record: Record) -> dict[str, float]:
+        return measure_appearance(run.load_image(record))
+
+    try:
+        looks = list(prefetched(records, measure, run.config.data.threads))
+    except UserError as error:
+        # The features may be stored while the images are gone. Training shall not fail at
+        # its end for this.
+        logger.warning("%s What good images look like is not stored.", error)
+        return {}
+    rows = rows_by_category([record.category for record in records])
+    return {category: [looks[row] for row in rows[category]] for category in rows}
 
 
 def _distances(trained: Trained, records: Sequence[Record], title: str) -> list[Distances]:

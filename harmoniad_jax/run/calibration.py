@@ -21,6 +21,7 @@ class Calibration(GoodImages):
         settings: EvaluationConfig,
         products: Iterable[tuple[str, Iterable[tuple[np.ndarray, float]]]],
         trained: Collection[str] = (),
+        appearance: Mapping[str, Sequence[Mapping[str, float]]] | None = None,
     ) -> "Calibration":
         """Measures held-out images, in memory that does not grow with their number.
 
@@ -29,8 +30,9 @@ class Calibration(GoodImages):
           products: each category once, with the map [H', W'] float32 and the score of each
             of its images; at least one image.
           trained: all categories of the run, whether images of them were held out or not.
+          appearance: of each category's images; None or without it: it was not measured.
         """
-        all_levels, all_scores = PixelLevels(), []
+        all_levels, all_scores, appearance = PixelLevels(), [], appearance or {}
         per_category = {}
         for category, images in products:
             levels, scores = PixelLevels(), []
@@ -38,11 +40,16 @@ class Calibration(GoodImages):
                 levels.add(anomaly_map)
                 all_levels.add(anomaly_map)
                 scores.append(score)
-            per_category[category] = Normality.measured(levels, np.float32(scores))
+            look = appearance.get(category, ())
+            per_category[category] = Normality.measured(levels, np.float32(scores), look)
             all_scores += scores
         return cls(
             score_settings(settings),
-            Normality.measured(all_levels, np.float32(all_scores)),
+            # Several products have no appearance in common.
+            Normality.measured(
+                *(all_levels, np.float32(all_scores)),
+                look if len(per_category) == 1 else (),
+            ),
             dict(sorted(per_category.items())),
             tuple(sorted(set(trained) - set(per_category))),
         )

@@ -25,23 +25,47 @@ class Normality:
     Attributes:
       scores: [N] image scores, ascending.
       pixel_levels: [102] levels that `PIXEL_SHARES` of the pixels exceed.
+      appearance: [N] of each of `data.appearance.PROPERTIES`, ascending; empty where it was
+        not measured, as in earlier versions, or several products are mixed.
     """
 
     scores: tuple[float, ...]
     pixel_levels: tuple[float, ...]
+    appearance: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def of(cls, maps: Iterable[np.ndarray], scores: np.ndarray) -> "Normality":
-        """Measures good images: N maps [H', W'] of any shapes and scores [N], float32."""
+    def of(
+        cls,
+        maps: Iterable[np.ndarray],
+        scores: np.ndarray,
+        appearance: Sequence[Mapping[str, float]] = (),
+    ) -> "Normality":
+        """Measures good images.
+
+        Args:
+          maps: N of [H', W'] float32, of any shapes.
+          scores: [N] float32.
+          appearance: of each image; empty: it was not measured.
+        """
         levels = PixelLevels()
         for one in maps:
             levels.add(one)
-        return cls.measured(levels, scores)
+        return cls.measured(levels, scores, appearance)
 
     @classmethod
-    def measured(cls, levels: PixelLevels, scores: np.ndarray) -> "Normality":
-        """Good images whose pixels were collected, and their scores [N] float32."""
-        return cls(tuple(np.sort(scores).tolist()), levels.compute())
+    def measured(
+        cls,
+        levels: PixelLevels,
+        scores: np.ndarray,
+        appearance: Sequence[Mapping[str, float]] = (),
+    ) -> "Normality":
+        """The same of images whose pixels were collected."""
+        names = appearance[0] if appearance else ()
+        return cls(
+            tuple(np.sort(scores).tolist()),
+            levels.compute(),
+            {name: tuple(sorted(one[name] for one in appearance)) for name in names},
+        )
 
     def threshold(self, false_positive_rate: float) -> float:
         """The score above which an image is called defective.
@@ -114,12 +138,22 @@ class GoodImages:
         return GoodImages(self.settings, overall, per_category, others)
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        for part in (values["overall"], *values["per_category"].values()):
+            # What has none is written as earlier versions wrote it.
+            if not part["appearance"]:
+                del part["appearance"]
+        return values
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         def normality(stored: Mapping[str, Any]) -> Normality:
-            return Normality(tuple(stored["scores"]), tuple(stored["pixel_levels"]))
+            appearance = stored.get("appearance", {})
+            return Normality(
+                tuple(stored["scores"]),
+                tuple(stored["pixel_levels"]),
+                {name: tuple(numbers) for name, numbers in appearance.items()},
+            )
 
         return cls(
             values["settings"],
@@ -135,7 +169,8 @@ def merged(parts: Sequence[Normality]) -> Normality:
     Scores are exact. Pixels are no longer known: a level is exceeded by the mean of the
     shares of the parts, weighted by their images. Between the stored levels a share is
     interpolated over its logarithm, as `pixel_threshold` does it. Shares above a tenth are
-    rough, since half is the only larger one that is stored.
+    rough, since half is the only larger one that is stored. Several products together look
+    like none of them: there is no appearance.
     """
     if len(parts) == 1:
         return parts[0]

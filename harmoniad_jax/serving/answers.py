@@ -87,17 +87,26 @@ class ModelFacts(BaseModel):
     kind: str
     version: str
     categories: list[CategoryFacts] = Field(description="empty: it has no thresholds")
+    calibrated: str | None = Field(
+        description="when its thresholds were set, ISO 8601; null: they are of training"
+    )
     score_tolerance: float
     limits: dict[str, float]
     collects: bool = Field(description="whether `/v1/good` keeps images")
     watches: bool = Field(description="whether a folder is watched")
 
 
+class WatchedImage(Judged):
+    """An image of the watched folder."""
+
+    number: int = Field(description="since the server started, from 1")
+
+
 class Watched(BaseModel):
     """Images of the watched folder, oldest first. `last`: for the next call's `after`."""
 
     last: int
-    results: list[Judged]
+    results: list[WatchedImage]
 
 
 class Problem(BaseModel):
@@ -165,7 +174,12 @@ def _encoded(values: np.ndarray, kind: str, **options) -> str:
 
 
 def model_facts(
-    opened: Opened, limits: Limits, *, collects: bool, watches: bool
+    opened: Opened,
+    limits: Limits,
+    *,
+    calibrated: str | None,
+    collects: bool,
+    watches: bool,
 ) -> ModelFacts:
     """What a client is told of the model."""
     model = opened.model
@@ -177,6 +191,7 @@ def model_facts(
         kind=opened.kind,
         version=__version__,
         categories=[_category_facts(model, name) for name in names],
+        calibrated=calibrated,
         score_tolerance=model.score_tolerance,
         collects=collects,
         watches=watches,

@@ -102,8 +102,7 @@ class Batcher:
             self._forget()
             return
         try:
-            thumbnail_side = job.question.thumbnail_side
-            job.loaded = self.model.load_image(job.query, thumbnail_side)
+            job.loaded = self.model.load_image(job.query, job.question)
         except Exception as error:
             self._fail([job], error)
             return

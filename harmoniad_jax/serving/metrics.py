@@ -1,5 +1,7 @@
 """What the server counts, for Prometheus."""
 
+from collections.abc import Iterable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
@@ -8,6 +10,7 @@ from harmoniad_jax.errors import UserError
 from harmoniad_jax.inference.result import ImageResult
 from harmoniad_jax.serving.batcher import Batcher
 from harmoniad_jax.serving.drift import Drift
+from harmoniad_jax.serving.outbox import Outbox
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 WORDS = {None: "no_threshold", False: "good", True: "defective"}
@@ -41,6 +44,19 @@ class Metrics:
         capacity.set(batcher.capacity)
         registry.register(_BatchSizes(batcher))
         registry.register(drift)
+
+    def add_outboxes(self, outboxes: Iterable[Outbox]) -> None:
+        """Shows how much waits to be sent on."""
+        waiting = Gauge(
+            "harmoniad_results_waiting_bytes",
+            "Of results that a webhook or broker did not take yet.",
+            ["to"],
+            registry=self._registry,
+        )
+        for outbox in outboxes:
+            waiting.labels(outbox.name).set_function(
+                lambda outbox=outbox: outbox.waiting_bytes
+            )
 
     def count(self, result: ImageResult | UserError) -> None:
         """Counts an image that was judged or could not be read."""

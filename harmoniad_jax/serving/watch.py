@@ -15,9 +15,11 @@ from harmoniad_jax.inference.files import guess_category, photos_below
 from harmoniad_jax.inference.image_model import Query, Question
 from harmoniad_jax.inference.result import ImageResult
 from harmoniad_jax.locks import lock
-from harmoniad_jax.serving.answers import THUMBNAIL_SIDE, Judged, judged
+from harmoniad_jax.serving.answers import THUMBNAIL_SIDE, WatchedImage, judged
 from harmoniad_jax.serving.batcher import Batcher, BusyError
 from harmoniad_jax.serving.limits import Limits, too_large
+from harmoniad_jax.serving.mqtt import Broker, Publisher
+from harmoniad_jax.serving.outbox import Outbox
 from harmoniad_jax.serving.webhook import Webhook
 
 logger = logging.getLogger(__name__)
@@ -43,6 +45,7 @@ class Watched(NamedTuple):
     category: product of all images; None: what their folders are called.
     patience: seconds that an unreadable file must not have changed for.
     webhook: address that gets every result, see `Webhook`; None: none.
+    mqtt: broker that gets every result, see `Publisher`; None: none.
     """
 
     folder: Path
@@ -50,6 +53,7 @@ class Watched(NamedTuple):
     category: str | None = None
     patience: float = PATIENCE_SECONDS
     webhook: str | None = None
+    mqtt: Broker | None = None
 
 
 class Version(NamedTuple):
@@ -65,6 +69,9 @@ class Watcher:
 
     A result is in the file before its image counts as judged. So after a crash an image may
     be judged again, but it has one line in the end, and none is lost.
+
+    Attributes:
+      outboxes: that send the results on.
     """
 
     def __init__(
@@ -85,7 +92,7 @@ class Watcher:
         Raises:
           UserError: no such folder, or nowhere to write, or another process writes there.
         """
-        folder, output, category, patience, address = watched
+        folder, output, category, patience, address, broker = watched
         if not folder.is_dir():
             raise UserError(f"--watch={folder} is not a folder.")
         if category:
@@ -98,7 +105,9 @@ class Watcher:
         self._count = count
         self._category, self._patience = category, patience
         self._results = output / RESULTS
-        self._webhook = Webhook(address, self._results) if address else None
+        self.outboxes: list[Outbox] = []
+        self.outboxes += [Webhook(address, self._results)] if address else []
+        self.outboxes += [Publisher(broker, self._results)] if broker else []
         try:
             output.mkdir(parents=True, exist_ok=True)
             self._lock = lock(output / LOCK)
@@ -114,26 +123,45 @@ class Watcher:
             ) from None
         self._seen: dict[str, tuple[Version, float]] = {}  # and since when it is so
         self._retry: dict[Version, float] = {}  # when an unreadable file is read again
-        self._latest: collections.deque[tuple[int, Judged]] = collections.deque(maxlen=KEPT)
+        self._latest: collections.deque[tuple[Version, WatchedImage]]
+        self._latest = collections.deque(maxlen=KEPT)
         self._count_written = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
-        if self._webhook:
-            self._webhook.start()
+        for outbox in self.outboxes:
+            outbox.start()
 
-    def after(self, number: int) -> tuple[int, list[Judged]]:
+    def after(self, number: int) -> tuple[int, list[WatchedImage]]:
         """The latest images since a number, oldest first, and the number for the next call.
 
         Images are numbered from 1 when the server starts; it keeps `KEPT` of them.
         """
-        latest = list(self._latest)
-        last = latest[-1][0] if latest else 0
+        latest = [row for _, row in self._latest]
+        last = latest[-1].number if latest else 0
         # A larger number is of an earlier start.
         since = number if number <= last else 0
-        return last, [row for place, row in latest if place > since]
+        return last, [row for row in latest if row.number > since]
+
+    def image_data(self, number: int, name: str) -> bytes | None:
+        """The file of one of the latest images; None: it is gone, or another by now.
+
+        Args:
+          number, name: of a `WatchedImage`. The name is compared and not opened; a number
+            of an earlier start is told by it.
+        """
+        for version, row in list(self._latest):
+            if (row.number, row.name) == (number, name):
+                path = self._folder / version.path
+                try:
+                    status, data = path.stat(), path.read_bytes()
+                except OSError:
+                    return None
+                same = (status.st_size, status.st_mtime_ns) == version[1:]
+                return data if same else None
+        return None
 
     def close(self) -> None:
         """Finishes the images that are being judged, and ends."""
@@ -141,8 +169,8 @@ class Watcher:
         if self._thread.is_alive():
             self._thread.join()
         self._file.close()
-        if self._webhook:
-            self._webhook.close()
+        for outbox in self.outboxes:
+            outbox.close()
         self._lock.close()
 
     def _read_back(self) -> set[Version]:
@@ -205,7 +233,7 @@ class Watcher:
     def _submit(self, queries: list[Query]) -> list | None:
         while queries and not self._stop.is_set():
             try:
-                question = Question(thumbnail_side=THUMBNAIL_SIDE)
+                question = Question(thumbnail_side=THUMBNAIL_SIDE, appearance=True)
                 return self._batcher.submit(queries, question)
             except BusyError:
                 self._stop.wait(POLL_SECONDS)  # clients come first
@@ -248,4 +276,5 @@ class Watcher:
         self._done.add(version)
         self._retry.pop(version, None)
         self._count_written += 1
-        self._latest.append((self._count_written, shown))
+        numbered = WatchedImage(**dict(shown), number=self._count_written)
+        self._latest.append((version, numbered))

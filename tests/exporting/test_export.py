@@ -1,5 +1,6 @@
 """The export command: a proven file or none, and a line for whatever is in the way."""
 
+import dataclasses
 import errno
 import json
 import shutil
@@ -18,12 +19,15 @@ from harmoniad_jax.errors import UserError
 from harmoniad_jax.export import _check_installed
 from harmoniad_jax.exporting import onnx_file as module
 from harmoniad_jax.exporting import proof
-from harmoniad_jax.exporting.measure import measured_calibration
+from harmoniad_jax.exporting.measure import measured_calibration, with_latest_thresholds
 from harmoniad_jax.exporting.onnx_file import export_onnx
 from harmoniad_jax.exporting.program import input_shape
 from harmoniad_jax.exporting.proof import Bound, Differences, compare, openvino_runtime
 from harmoniad_jax.exporting.stablehlo_file import export_stablehlo
+from harmoniad_jax.inference import new_thresholds
 from harmoniad_jax.inference.image_model import Query
+from harmoniad_jax.inference.trained import Trained
+from harmoniad_jax.run.calibration import Calibration
 from harmoniad_jax.run.run import prepare_run
 from harmoniad_jax.training.loop import train_and_evaluate
 from harmoniad_runtime.description import METADATA_KEY
@@ -259,6 +263,49 @@ def test_a_file_in_8_bits_has_thresholds_of_its_own(trained_run, tmp_path, monke
     gone = {"data.root": str(tmp_path / "gone")}
     with pytest.raises(UserError, match="gone"):
         export_onnx(trained_run.workdir, tmp_path / "b.onnx", precision="int8", places=gone)
+
+
+def recalibrated(folder, own):
+    """Stores other thresholds in a folder, of twice the scores, and gives them."""
+    one = own.of("tablet")
+    doubled = dataclasses.replace(one, scores=tuple(2 * score for score in one.scores))
+    good = own.with_category("tablet", doubled)
+    entry = new_thresholds.Entry("2026-01-02T03:04:05+00:00", "photos", {"tablet": 3}, good)
+    new_thresholds.add(folder, own, entry)
+    return good
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype", "carried"),
+    [
+        ("float32", "float32", True),
+        ("int8", "float32", False),
+        ("float32", "bfloat16", False),
+    ],
+)
+def test_the_latest_thresholds_are_those_of_the_file(
+    exported, tmp_path, capsys, precision, dtype, carried
+):
+    values = json.loads(exported.path.with_suffix(".json").read_text())["calibration"]
+    own = Calibration.from_json(values)
+    run = SimpleNamespace(config=SimpleNamespace(encoder=SimpleNamespace(dtype=dtype)))
+    trained = Trained(run, None, None, None, own)
+    assert with_latest_thresholds(trained, tmp_path, precision) is trained
+    good = recalibrated(tmp_path, own)
+    found = with_latest_thresholds(trained, tmp_path, precision).calibration
+    assert found.to_json() == (good if carried else own).to_json()
+    assert isinstance(found, Calibration)
+    printed = capsys.readouterr().out
+    assert "2026-01-02" in printed and ("by photos" in printed) == carried
+
+
+@pytest.mark.slow
+def test_a_file_has_the_thresholds_that_were_set_last(trained_run, tmp_path):
+    folder = shutil.copytree(trained_run.workdir, tmp_path / "run")
+    good = recalibrated(folder, harmoniad_jax.load(folder).own_calibration)
+    export_onnx(folder, tmp_path / "model.onnx", images=3)
+    found = harmoniad_runtime.load(tmp_path / "model.onnx").own_calibration
+    assert found.to_json() == good.to_json()
 
 
 @pytest.mark.slow

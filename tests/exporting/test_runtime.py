@@ -3,8 +3,10 @@
 import csv
 import importlib.metadata
 import json
+import os
 import re
 import subprocess
+import sys
 import venv
 from pathlib import Path
 
@@ -341,3 +343,13 @@ def test_the_command_in_this_process(exported, products, tmp_path, capsys):
     assert not (tmp_path / "out/overlays").exists()
     assert np.load(next((tmp_path / "out/maps").glob("*.npy"))).shape == (32, 32)
     assert "2 images: 0 defective, 2 good" in capsys.readouterr().out
+
+
+def test_it_reports_nothing_to_the_maker_of_onnx_runtime(exported, tmp_path):
+    """Whose telemetry would leave a number of this machine in the user's cache."""
+    # Without what else may switch it off, such as the variables of a build server.
+    kept = {name: os.environ.get(name, "") for name in ("PATH", "LD_LIBRARY_PATH")}
+    known = {**kept, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    program = f"import harmoniad_runtime; harmoniad_runtime.load({str(exported.path)!r})"
+    subprocess.run([sys.executable, "-c", program], env=known, check=True)
+    assert not list(tmp_path.rglob("*"))

@@ -13,7 +13,12 @@ from hypothesis import strategies as st
 
 from harmoniad_jax.config import Config, EvaluationConfig
 from harmoniad_jax.data.records import Dataset, Record
-from harmoniad_jax.run.calibration import Calibration, by_category, score_settings
+from harmoniad_jax.run.calibration import (
+    Calibration,
+    by_category,
+    rows_by_category,
+    score_settings,
+)
 from harmoniad_jax.run.normality import PIXEL_SHARES, Normality
 
 SCORES = st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=60)
@@ -331,6 +336,25 @@ def test_what_was_measured_comes_back_from_json():
     assert again == calibration
     assert again.fits(EvaluationConfig())
     assert again.of("a").threshold(0.1) == calibration.of("a").threshold(0.1)
+
+
+def test_each_category_has_an_appearance_of_its_own():
+    maps, scores, categories = measured()
+    look = {
+        name: [{"light": float(row)} for row in rows]
+        for name, rows in rows_by_category(categories).items()
+    }
+    images = by_category(categories, maps, scores)
+    calibration = Calibration.measure(EvaluationConfig(), images, appearance=look)
+    assert calibration.of("b").appearance == {"light": (0.0, 2.0, 4.0, 5.0)}
+    # Several products together look like none of them; one alone is all of them.
+    assert calibration.overall.appearance == {}
+    look = {"a": [{"light": float(row)} for row in range(7)]}
+    images = by_category(["a"] * 7, maps, scores)
+    one = Calibration.measure(EvaluationConfig(), images, appearance=look)
+    assert one.overall == one.of("a") and len(one.overall.appearance["light"]) == 7
+    again = Calibration.from_json(json.loads(json.dumps(calibration.to_json())))
+    assert again == calibration
 
 
 @pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(EvaluationConfig)])

@@ -6,20 +6,24 @@ import configparser
 import io
 import json
 import re
+import shutil
 import signal
 import threading
 
 import httpx
 import numpy as np
 import pytest
-from hostile_images import hostile_files
+from hostile_images import hostile_files, noise
 from PIL import Image
 from serving_helpers import ROOT, command, served, wait_until
 
 import harmoniad_jax
 import harmoniad_runtime
+from harmoniad_jax.inference import new_thresholds
+from harmoniad_jax.inference.calibrate import calibrate
 from harmoniad_jax.inference.image_model import Question
 from harmoniad_jax.run.run import prepare_run
+from harmoniad_jax.serving import thresholds
 from harmoniad_jax.serving.batcher import Batcher, BusyError
 from harmoniad_jax.serving.limits import Limits
 
@@ -300,6 +304,45 @@ def test_the_model_is_described(client, model):
             assert choice["promised"] == known.supports(rate)
 
 
+def test_new_thresholds_hold_without_a_restart(
+    exported, paths, tmp_path, caplog, monkeypatch
+):
+    """Those of `calibrate`, and those that `--undo` brings back."""
+    monkeypatch.setattr(thresholds, "POLL_SECONDS", 0.05)
+    file = tmp_path / "model.onnx"
+    shutil.copy(exported.path, file)
+    good = tmp_path / CATEGORY
+    good.mkdir()
+    for seed in range(8):
+        Image.fromarray(noise(48, 48, seed)).save(good / f"{seed}.png")
+
+    def threshold(client):
+        answer = client.post("/v1/predict", files=parts(paths[:1]), params=asked)
+        return answer.json()["results"][0]["threshold"]
+
+    asked = {"category": CATEGORY}
+    with served(file) as client:
+        before = threshold(client)
+        assert client.get("/v1/model").json()["calibrated"] is None
+        calibrate(harmoniad_runtime.load(file, threads=1), file, good, CATEGORY)
+        wait_until(lambda: threshold(client) != before)
+        fresh = harmoniad_runtime.load(file, threads=1)
+        assert threshold(client) == fresh.predict(paths[:1], **asked)[0].threshold
+        facts = client.get("/v1/model").json()
+        assert facts["calibrated"].startswith("20")
+        (known,) = (one for one in facts["categories"] if one["name"] == CATEGORY)
+        assert known["good_images"] == 8
+        place = new_thresholds.path_beside(file)
+        stored = place.read_text()
+        place.write_text("{")
+        wait_until(lambda: "is damaged" in caplog.text)
+        assert threshold(client) != before
+        place.write_text(stored)
+        new_thresholds.undo(file, fresh.own_calibration)
+        wait_until(lambda: threshold(client) == before)
+    assert "thresholds from now on: those of training" in caplog.text
+
+
 def test_probes_counters_and_headers(client, paths):
     assert client.get("/healthz").json() == {"status": "alive"}
     assert client.get("/readyz").json() == {"status": "ready"}
@@ -414,6 +457,8 @@ def test_the_command_serves_a_file_without_jax(exported, model, paths, tmp_path)
         (["{model}", "--port", "http"], "--port"),
         (["{model}", "--watch", "."], "--output"),
         (["{model}", "--category", CATEGORY], "--watch"),
+        (["{model}", "--mqtt", "localhost"], "--watch"),
+        (["{model}", "--watch", ".", "--output", ".", "--mqtt_user", "a"], "--mqtt=HOST"),
         ([], "MODEL"),
     ],
 )
@@ -451,13 +496,15 @@ def test_a_server_that_is_told_to_end_answers_what_it_accepted(exported, paths):
 
 
 def test_the_container_installs_what_setup_cfg_states():
-    """The versions of the extra `serve` and of what the runtime needs."""
+    """The versions of the extras `serve` and `mqtt`, and of what the runtime needs."""
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     extras = config["options.extras_require"]
-    stated = [config["options"]["install_requires"], extras["serve"], extras["export"]]
+    stated = [config["options"]["install_requires"]]
+    stated += [extras[name] for name in ("serve", "mqtt", "export")]
     known = {line.strip() for text in stated for line in text.splitlines()}
     text = (ROOT / "deploy/requirements.txt").read_text()
     wanted = {line for line in text.splitlines() if not line.startswith("#")}
     assert wanted <= known
-    assert {line.strip() for line in extras["serve"].splitlines() if line} <= wanted
+    served = f"{extras['serve']}\n{extras['mqtt']}"
+    assert {line.strip() for line in served.splitlines() if line} <= wanted

@@ -11,6 +11,7 @@ import pytest
 from serving_helpers import command, served
 
 import harmoniad_runtime
+from harmoniad_jax.inference.new_thresholds import Entry
 from harmoniad_jax.run.run import prepare_run
 from harmoniad_jax.serving.drift import WINDOW
 from harmoniad_jax.serving.watch import Watched
@@ -272,8 +273,8 @@ def test_a_change_of_light_is_said(page, address, paths):
         drift.note(dataclasses.replace(result, score=1e6))
     choose(page, paths[:1])
     wait(page, "!document.getElementById('drift').hidden")
-    assert f"The last {WINDOW} images look unlike" in text(page, "drift")
-    assert "higher" in text(page, "drift")
+    assert f"The last {WINDOW} images are unlike" in text(page, "drift")
+    assert "with higher scores" in text(page, "drift")
     drift._latest.clear()
 
 
@@ -293,6 +294,55 @@ def test_images_of_a_watched_folder_appear(browser, exported, model, paths, tmp_
         found = run(browser, "history_.map(r => r.score)")
         scores = [one.score for one in model.predict(paths[:2])]
         assert found[::-1] == pytest.approx(scores, rel=1e-5)
+
+
+def test_a_watched_image_was_good_after_all(browser, exported, model, paths, tmp_path):
+    """The server has it: nothing is sent but its number and name."""
+    folder, collect = tmp_path / "in", tmp_path / "good"
+    folder.mkdir()
+    options = {"watched": Watched(folder, tmp_path / "out"), "collect": collect}
+    with served(exported.path, model=model, **options) as client:
+        browser.get(str(client.base_url))
+        wait(browser, "model !== null")
+        shutil.copy(paths[0], folder / "one.png")
+        wait(browser, "history_.length === 1")
+        set_slider(browser, "rate", browser.find_element("id", "rate").get_attribute("max"))
+        # Whatever the verdict: the slider has no end at which every part is stopped.
+        browser.execute_script("current.score = 1e6; weigh()")
+        browser.find_element("id", "after-all").click()
+        wait(browser, "current.kept")
+        (kept,) = (path for path in collect.rglob("*") if path.is_file())
+        assert kept.read_bytes() == paths[0].read_bytes()
+        for change in ({"name": "../one.png"}, {"watched": 2}, {"name": "/etc/passwd"}):
+            asked = {"watched": 1, "name": "one.png", **change}
+            assert client.post("/v1/good", params=asked).status_code == 404
+        shutil.copy(paths[1], folder / "one.png")  # another image by now
+        asked = {"watched": 1, "name": "one.png"}
+        assert client.post("/v1/good", params=asked).status_code == 404
+        assert len([path for path in collect.rglob("*") if path.is_file()]) == 1
+
+
+def test_new_thresholds_are_taken_over(page, address, model, paths):
+    choose(page, paths)
+    assert "thresholds set" not in text(page, "model")
+    before, category = model.calibration, model.categories[0]
+    doubled = tuple(2 * score for score in before.of(category).scores)
+    normality = dataclasses.replace(before.of(category), scores=doubled)
+    good = before.with_category(category, normality)
+    entry = Entry("2026-01-02T03:04:05+00:00", "photos", {category: 3}, good)
+    thresholds = address.service.thresholds
+    thresholds.entry = entry
+    model.use(good)
+    run(page, "lookForThresholds()")
+    wait(page, "document.getElementById('model').textContent.includes('2026')")
+    limit = normality.threshold(run(page, "choices[rate.value].of_1000") / 1000)
+    found = run(page, "history_.map(r => [r.score, verdictNow(r)])")
+    expected = [
+        (score, "defective" if score > limit + 1e-4 else "good") for score, _ in found
+    ]
+    assert [tuple(one) for one in found] == expected
+    thresholds.entry = None
+    model.use(before)
 
 
 @pytest.mark.parametrize("width", [320, 390, 768])

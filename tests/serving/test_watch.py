@@ -185,5 +185,17 @@ def test_a_killed_server_loses_nothing(exported, images, tmp_path):
     assert sorted(paths) == sorted(f"{place}.png" for place in range(count))
 
 
+@pytest.mark.slow
+def test_a_server_that_is_killed_again_and_again_under_load_loses_nothing(exported, images):
+    """Clients ask and photos are written meanwhile: see benchmarks/torture_serve.py."""
+    from torture_serve import torture
+
+    outcome = torture(exported.path, images, kills=4, count=200, clients=2)
+    assert (outcome.lost, outcome.twice, outcome.wrong) == (0, 0, 0)
+    assert outcome.photos == 200 and outcome.answers["200"] > 0
+    disturbed = [lines for lines in outcome.at_kills if 0 < lines < 200]
+    assert disturbed, "no kill came while photos were judged"
+
+
 def rows_so_far(output):
     return (output / watch.RESULTS).read_bytes().count(b"\n")

@@ -8,15 +8,15 @@ import pytest
 from serving_helpers import wait_until
 
 from harmoniad_jax.errors import UserError
-from harmoniad_jax.serving import webhook
+from harmoniad_jax.serving import outbox
 from harmoniad_jax.serving.webhook import Webhook
 
 
 @pytest.fixture
 def receiver(monkeypatch):
     """A server that refuses every line `refusals` times before it takes it."""
-    monkeypatch.setattr(webhook, "FIRST_WAIT_SECONDS", 0.02)
-    monkeypatch.setattr(webhook, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(outbox, "FIRST_WAIT_SECONDS", 0.02)
+    monkeypatch.setattr(outbox, "POLL_SECONDS", 0.02)
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self):
@@ -93,12 +93,12 @@ def test_a_receiver_that_is_gone_does_not_hold_the_end_up(receiver, tmp_path):
     hook = Webhook(receiver.address, results)
     hook.start()
     hook.close()
-    assert not receiver.taken and not (tmp_path / webhook.OFFSET).exists()
+    assert not receiver.taken and not (tmp_path / "webhook.offset").exists()
 
 
 def test_mistakes(tmp_path):
     with pytest.raises(UserError, match="http"):
         Webhook("file:///etc/passwd", tmp_path / "results.jsonl")
-    (tmp_path / webhook.OFFSET).write_text("x")
+    (tmp_path / "webhook.offset").write_text("x")
     with pytest.raises(UserError, match="damaged"):
         Webhook("http://localhost", tmp_path / "results.jsonl")

@@ -94,7 +94,7 @@ async function pump() {
       .then((result) => remember(result, file))
       .finally(() => {
         uploading--;
-        if (!uploading && !waiting.length) lookForDrift();
+        if (!uploading && !waiting.length) lookForNews();
         pump();
       });
   }
@@ -113,13 +113,40 @@ async function lookForDrift() {
   $("drift").textContent = moved
     .map((one) => {
       const product = one.category ? ` of ${one.category}` : "";
-      const way = one.higher ? "higher" : "lower";
-      return `The last ${one.images} images${product} look unlike those that the thresholds ` +
-        `were set on: their scores are ${way}. Has the light, the camera or the product changed?`;
+      const ways = one.compared.filter((each) => each.moved).map((each) => each.in_words);
+      return `The last ${one.images} images${product} are unlike those that the thresholds ` +
+        `were set on: ${ways.join(", ")}. Has the light, the camera or the product changed?`;
     })
     .join(" ");
 }
-setInterval(() => model && lookForDrift(), 30000);
+
+async function lookForNews() {
+  await lookForDrift();
+  await lookForThresholds();
+}
+setInterval(() => model && lookForNews(), 30000);
+
+// New ones may be set while the page is open: the list below is judged by them at once.
+async function lookForThresholds() {
+  try {
+    const answer = await ask("v1/model");
+    if (!answer.ok) return;
+    const found = await answer.json();
+    if (JSON.stringify(found.categories) === JSON.stringify(model.categories)) return;
+    model = found;
+  } catch {
+    return;
+  }
+  showFacts();
+  chooseProduct();
+}
+
+function showFacts() {
+  const set = model.calibrated
+    ? ` · thresholds set ${new Date(model.calibrated).toLocaleString([], { dateStyle: "medium", timeStyle: "short" })}`
+    : "";
+  $("model").textContent = `Model ${model.name}${set}`;
+}
 
 let watched = 0; // images of the folder that the page has
 
@@ -278,7 +305,7 @@ function showVerdict() {
   // Written only when it changes: else it is read aloud again and again.
   const whole = `${words}${small.textContent}`;
   if ($("verdict").textContent !== whole) $("verdict").replaceChildren(text, small);
-  $("actions").hidden = !(model?.collects && current.file && verdict === "defective");
+  $("actions").hidden = !(model?.collects && (current.file || current.number) && verdict === "defective");
   $("after-all").hidden = Boolean(current.kept);
 }
 
@@ -317,7 +344,7 @@ function fillRow(row, verdict) {
   const time = row.time.toLocaleTimeString();
   part("more").textContent = row.error
     ? time
-    : `${time} · score ${number(row.score)}${row.changed ? ` · was ${row.judgedAs}` : ""}`;
+    : `${time} · score\u00a0${number(row.score)}${row.changed ? ` · was ${row.judgedAs}` : ""}`;
 }
 
 function download() {
@@ -431,7 +458,7 @@ function chooseRate() {
   const least = Math.ceil(1000 / (known.good_images + 1));
   $("promise").textContent = choice.promised
     ? `Follows from ${known.good_images} good images.`
-    : `With only ${known.good_images} good images measured, expect up to ${least}.`;
+    : `With only ${known.good_images} good images measured, expect up to ${least} of 1000.`;
   weigh();
 }
 
@@ -443,9 +470,14 @@ function showHeat() {
 
 async function keepAsGood() {
   const row = current;
-  const query = row.category ? `?${new URLSearchParams({ category: row.category })}` : "";
+  const query = new URLSearchParams();
+  if (row.category) query.set("category", row.category);
+  if (!row.file) {
+    query.set("watched", row.number); // the server has it
+    query.set("name", row.name);
+  }
   try {
-    const answer = await ask(`v1/good${query}`, { method: "POST", body: row.file });
+    const answer = await ask(`v1/good?${query}`, { method: "POST", body: row.file });
     if (!answer.ok) return complain(await problemOf(answer));
   } catch {
     return complain("The server cannot be reached. Is it running?");
@@ -531,7 +563,7 @@ async function start() {
   const option = (name) => new Option(name ?? "not known", name ?? "");
   $("product").replaceChildren(...names.map(option));
   $("product-row").hidden = names.length < 2;
-  $("model").textContent = `Model ${model.name}`;
+  showFacts();
   if (!names.length) {
     complain("The model has no thresholds, so that there are no verdicts: calibrate it with good photos.");
   }

@@ -1,0 +1,100 @@
+"""Sends every line of results.jsonl somewhere else, in order, until it is taken.
+
+The file of results is the queue: it is on the disk, and nothing is kept in memory. So a
+receiver may be away for days, and judging never waits for it.
+"""
+
+import abc
+import contextlib
+import threading
+from pathlib import Path
+
+from harmoniad_jax.errors import UserError
+from harmoniad_jax.folders import write_whole
+
+POLL_SECONDS = 0.2
+FIRST_WAIT_SECONDS = 1.0
+LONGEST_WAIT_SECONDS = 60.0
+
+
+class Outbox(abc.ABC):
+    """A thread that sends lines of JSON, until it is closed.
+
+    How far it is stands in a file, which is written when a line was taken. So after a crash
+    the last line may be sent twice, and none is lost. A receiver tells copies by `path`,
+    `size` and `modified`.
+    """
+
+    name: str  # of the kind of receiver
+    longest_wait = LONGEST_WAIT_SECONDS  # seconds between two attempts
+
+    def __init__(self, results: Path):
+        """Reads how far it was.
+
+        Args:
+          results: the file of lines, which grows.
+
+        Raises:
+          UserError: a damaged file.
+        """
+        self._results = results
+        self._place = results.with_name(f"{self.name}.offset")
+        try:
+            self._offset = int(self._place.read_text()) if self._place.exists() else 0
+        except ValueError:
+            raise UserError(
+                f"{self._place} is damaged; delete it to send all results again."
+            ) from None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """Sends what is there, unless the receiver does not answer."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Of the lines that were not taken yet."""
+        try:
+            return max(self._results.stat().st_size - self._offset, 0)
+        except OSError:
+            return 0
+
+    @abc.abstractmethod
+    def _send(self, line: bytes) -> bool:
+        """Sends a line without its end; whether it was taken. It may take some seconds."""
+
+    def _run(self) -> None:
+        wait = FIRST_WAIT_SECONDS
+        while True:
+            stopping = self._stop.is_set()
+            line = self._next_line()
+            if line is None:
+                if stopping:
+                    return
+                self._stop.wait(POLL_SECONDS)
+            elif self._send(line.strip()):
+                wait = FIRST_WAIT_SECONDS
+                self._offset += len(line)
+                with contextlib.suppress(OSError):  # a full disk: it may be sent again
+                    write_whole(self._place, str(self._offset))
+            elif stopping:
+                return
+            else:
+                self._stop.wait(wait)
+                wait = min(2 * wait, self.longest_wait)
+
+    def _next_line(self) -> bytes | None:
+        """The next whole line; None: there is none yet."""
+        try:
+            with self._results.open("rb") as file:
+                file.seek(self._offset)
+                line = file.readline()
+        except OSError:
+            return None
+        return line if line.endswith(b"\n") else None
