@@ -339,7 +339,7 @@ def test_what_was_measured_comes_back_from_json():
 
 
 def test_each_category_has_an_appearance_of_its_own():
-    maps, scores, categories = measured()
+    categories, maps, scores = measured()
     look = {
         name: [{"light": float(row)} for row in rows]
         for name, rows in rows_by_category(categories).items()
