@@ -19,8 +19,12 @@ logger = logging.getLogger(__name__)
 def enable_compilation_cache() -> None:
     """Keeps compiled programs in the user's cache folder, for the next start.
 
-    JAX's own setting, `JAX_COMPILATION_CACHE_DIR`, has precedence; empty, it means none.
+    Small ones too: a start needs dozens of them. JAX's own settings have precedence:
+    `JAX_COMPILATION_CACHE_DIR`, where empty means none, and
+    `JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS`.
     """
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = cache_folder() / "compiled" / _machine()
         jax.config.update("jax_compilation_cache_dir", str(folder))

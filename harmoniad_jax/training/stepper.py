@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from harmoniad_jax.data.batches import training_batches
+from harmoniad_jax.data.order import training_batches
 from harmoniad_jax.data.shapes import Shape
 from harmoniad_jax.devices.compilation import compile_ahead
 from harmoniad_jax.devices.mesh import (
