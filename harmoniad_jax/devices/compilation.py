@@ -55,6 +55,12 @@ def compile_ahead(what: str, function: Any, *arguments: Any) -> jax.stages.Compi
     return compiled
 
 
+def working_bytes(compiled: jax.stages.Compiled) -> int:
+    """Bytes of one device that a call takes and frees; 0 where it is not known."""
+    memory = compiled.memory_analysis()
+    return 0 if memory is None else memory.temp_size_in_bytes
+
+
 def memory_bytes(compiled: jax.stages.Compiled) -> int | None:
     """Bytes of one device that a call needs, by XLA's count; None where it is not known."""
     memory = compiled.memory_analysis()

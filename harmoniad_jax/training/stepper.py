@@ -17,7 +17,8 @@ import numpy as np
 
 from harmoniad_jax.data.order import training_batches
 from harmoniad_jax.data.shapes import Shape
-from harmoniad_jax.devices.compilation import compile_ahead
+from harmoniad_jax.devices.compilation import compile_ahead, working_bytes
+from harmoniad_jax.devices.memory import keep_memory
 from harmoniad_jax.devices.mesh import (
     abstract_on,
     batched,
@@ -124,7 +125,10 @@ class Stepper:
         )
         height, width = shape
         several = f" for {width} x {height} px" if len(self._data.shapes) > 1 else ""
-        return compile_ahead(f"the step{several}", jitted, state, *arguments)
+        program = compile_ahead(f"the step{several}", jitted, state, *arguments)
+        if jax.default_backend() == "cpu":
+            keep_memory(working_bytes(program))
+        return program
 
 
 class ImageStepper(Stepper):
