@@ -32,7 +32,7 @@ import numpy as np
 from absl import logging as absl_logging
 from PIL import Image
 
-from harmoniad_jax.data.batches import PREFETCHED_BATCHES, training_batches, training_order
+from harmoniad_jax.data.order import PREFETCHED_BATCHES, training_batches, training_order
 from harmoniad_jax.data.prepared import prepared_dataset
 from harmoniad_jax.data.preprocess import Preprocessor
 from harmoniad_jax.data.records import Record

@@ -48,9 +48,11 @@ def main() -> None:
         numbers = list(map(int, seeds.value)) or [base.train.seed]
         # Imported late: a mistake in the flags is reported without waiting for JAX.
         from harmoniad_jax.devices.compilation import enable_compilation_cache
+        from harmoniad_jax.devices.memory import share_heap
         from harmoniad_jax.studies.ablation import Ablation
 
         # Not `start`: several processes share the runs, and not a run.
+        share_heap()
         enable_compilation_cache()
         ablation = Ablation(base, Path(workdir.value).expanduser(), names.value, numbers)
         print(ablation.run())

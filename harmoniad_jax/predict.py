@@ -32,14 +32,19 @@ def main() -> None:
     white_level = flags.DEFINE_float(
         "white_level", None, "What is white in images deeper than 8 bits.", lower_bound=0
     )
+    profile = flags.DEFINE_bool(
+        "profile_startup", False, "Print where the time to the first result went."
+    )
     flags.mark_flags_as_required(["workdir", "input", "output"])
 
     def run() -> None:
         # Imported late: a mistake in the flags is reported without waiting for JAX.
+        from harmoniad_jax import phases
         from harmoniad_jax.devices.compilation import enable_compilation_cache
         from harmoniad_jax.inference.files import UNREADABLE_STATUS
         from harmoniad_jax.inference.predict import predict_files
 
+        phases.note("importing", phases.since_start())
         enable_compilation_cache()
         unreadable = predict_files(
             Path(workdir.value).expanduser(),
@@ -54,6 +59,7 @@ def main() -> None:
             overwrite=overwrite.value,
             encoder=encoder.value,
             white_level=white_level.value,
+            profile_startup=profile.value,
         )
         if unreadable:
             sys.exit(UNREADABLE_STATUS)

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -15,6 +16,9 @@ from harmoniad_jax.errors import (
     UserError,
     system_problem,
 )
+
+# New objects before a search, and searches of each generation before one of the next.
+GARBAGE_THRESHOLDS = (50_000, 20, 50)
 
 
 def configure_output() -> None:
@@ -61,6 +65,9 @@ def run(
         return INTERRUPTED_STATUS if continues else 128 + number
 
     signals.install(end)
+    # Imports and tracing make many objects that stay: each search for garbage among them
+    # takes long and finds none.
+    gc.set_threshold(*GARBAGE_THRESHOLDS)
     try:
         with _written_output():
             return command()

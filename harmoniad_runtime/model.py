@@ -56,7 +56,7 @@ class ExportedModel(ImageModel):
             self.description.calibration,
             self.description.rates,
             # int8 scales activations by the whole batch: an image alone knows no others.
-            batch_size=1 if self.description.precision == "int8" else BATCH_SIZE,
+            batch_sizes=(1 if self.description.precision == "int8" else BATCH_SIZE,),
             threads=threads or cores,
             score_tolerance=self.description.score_tolerance,
         )

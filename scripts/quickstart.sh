@@ -3,7 +3,7 @@
 # trains on their good images and prints a table. Needs Python >= 3.11 and PyPI, no model
 # hub: the encoder is untrained, so the figures say nothing about real images.
 set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/setup_venv.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/setup_venv.sh" ""
 
 python -m harmoniad_jax.train --config configs/demo.py --workdir runs/demo "$@"
 cat <<'EOF'

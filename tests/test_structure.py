@@ -85,7 +85,7 @@ def test_the_package_is_found():
 
 
 # The floors of the house: a room imports of ours what its line names, and itself.
-BASICS = ("errors", "fields", "folders", "locks", "signals", "words")
+BASICS = ("errors", "fields", "folders", "locks", "phases", "signals", "words")
 ROOMS = {
     "config": ("errors", "fields"),
     "clip_models": ("errors",),
@@ -226,6 +226,32 @@ def test_the_flags_are_read_before_jax_is_loaded():
             heavy = [f"{PACKAGE}.{room}" for room in ROOMS if room not in UNHEAVY]
             heavy = [name for name in heavy if not name.endswith(LIGHT)]
             assert not below(module, "jax", "flax", *heavy)
+
+
+def loaded_with(module):
+    """All that is imported with a module of ours, however far, but for late imports."""
+    waiting, seen = {module}, set()
+    while waiting:
+        name = waiting.pop()
+        seen.add(name)
+        if name in MODULES:
+            kinds = (ast.Import, ast.ImportFrom)
+            body = ast.parse(MODULES[name].read_text()).body
+            top = [ast.unparse(node) for node in body if isinstance(node, kinds)]
+            found = imports("\n".join(top))
+            # A module's packages are imported with it.
+            found |= {one.rpartition(".")[0] for one in found if one in MODULES}
+            waiting |= found - seen
+    return seen
+
+
+def test_prediction_loads_no_library_that_it_does_not_use():
+    """A person waits for it to start."""
+    loaded = loaded_with(f"{PACKAGE}.inference.predict")
+    assert {f"{PACKAGE}.run.run", "transformers", "orbax.checkpoint"} <= loaded
+    slow = ("grain", "matplotlib", "tensorboardX", "tensorflow_datasets", "tfds_builders")
+    for name in loaded:
+        assert not below(name, *slow)
 
 
 def test_orbax_is_called_in_one_file():

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from harmoniad_jax.data.batches import PREFETCHED_BATCHES
+from harmoniad_jax.data.order import PREFETCHED_BATCHES
 from harmoniad_jax.devices.compilation import compile_ahead, flops, memory_bytes
 from harmoniad_jax.devices.mesh import replicated, shard_batch
 from harmoniad_jax.model.encoders.encoder import Features

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+# Elements that the processor's nearest caches hold.
+CHUNK = 2**15
 # Unsigned integers that hold the bits of an element of so many bytes.
 WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
@@ -49,8 +51,12 @@ def fingerprints(tree: Any) -> dict[str, int]:
       tree: arrays of any shape and of 8, 16 or 32 bits per element, anywhere.
     """
     leaves = _named_leaves(tree)
-    # One by one: many arrays are alike, and their program is compiled once.
-    values = jax.device_get([_fingerprint(leaf) for leaf in leaves.values()])
+    if jax.default_backend() == "cpu" and jax.process_count() == 1:
+        # They are in the host's memory, where nothing has to be compiled for it.
+        values = [host_fingerprint(np.asarray(leaf)) for leaf in leaves.values()]
+    else:
+        # One by one: many arrays are alike, and their program is compiled once.
+        values = jax.device_get([_fingerprint(leaf) for leaf in leaves.values()])
     return {name: int(value) for name, value in zip(leaves, values, strict=True)}
 
 
@@ -70,6 +76,18 @@ def fingerprint(array: jax.Array) -> jax.Array:
         place = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
         position = position * jnp.uint32(size) + place
     return jnp.sum(_mix(bits ^ _mix(position)), dtype=jnp.uint32)
+
+
+def host_fingerprint(array: np.ndarray) -> int:
+    """The same of an array in the host's memory."""
+    array = np.ascontiguousarray(array).reshape(-1)
+    words = array if array.dtype == bool else array.view(f"u{array.dtype.itemsize}")
+    total = 0
+    for start in range(0, len(words), CHUNK):
+        chunk = words[start : start + CHUNK].astype(np.uint32)
+        chunk ^= _host_mix(np.arange(start, start + len(chunk)).astype(np.uint32))
+        total += int(_host_mix(chunk).sum(dtype=np.uint32))
+    return total % 2**32
 
 
 def seal(state: Any, items: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,3 +161,13 @@ def _mix(words: jax.Array) -> jax.Array:
     words = (words ^ (words >> 16)) * jnp.uint32(0x85EBCA6B)
     words = (words ^ (words >> 13)) * jnp.uint32(0xC2B2AE35)
     return words ^ (words >> 16)
+
+
+def _host_mix(words: np.ndarray) -> np.ndarray:
+    """The same of an array that may be overwritten."""
+    words ^= words >> np.uint32(16)
+    words *= np.uint32(0x85EBCA6B)
+    words ^= words >> np.uint32(13)
+    words *= np.uint32(0xC2B2AE35)
+    words ^= words >> np.uint32(16)
+    return words

@@ -10,6 +10,7 @@ import logging
 import re
 import textwrap
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -259,12 +260,14 @@ class Checkpoints:
         """
         return self._newest().calibration
 
-    def restore(self, abstract: TrainState) -> Checkpoint:
+    def restore(self, abstract: TrainState, *, to_train: bool = True) -> Checkpoint:
         """Reads the newest good checkpoint; damaged ones that are newer are set aside.
 
         Args:
           abstract: `jax.ShapeDtypeStruct`s with the shapes and dtypes that the run has, and
             shardings that say where the state is to live: on any devices, split or not.
+          to_train: whether to read the optimizer's state, three times the size of the
+            network; else it is None, and damage to it goes unseen.
 
         Raises:
           UserError: there is none, or it is of another network.
@@ -281,7 +284,9 @@ class Checkpoints:
                     f"the checkpoint of step {found.step} in {self.directory} is of "
                     f"another network: {other}."
                 )
-            state = self._attempt(found.step, _read_state, found.folder, abstract)
+            state = self._attempt(
+                *(found.step, _read_state, found.folder, abstract, to_train)
+            )
             if state is not None:
                 state = self._attempt(found.step, verified, found.items[SEAL], state)
         if self._manager is not None and self._damaged:
@@ -395,10 +400,20 @@ def _read_items(folder: Path, step: int) -> _Found:
     return _Found(step, folder, items)
 
 
-def _read_state(folder: Path, abstract: TrainState) -> TrainState:
+def _read_state(folder: Path, abstract: TrainState, to_train: bool) -> TrainState:
+    wanted = {field.name: getattr(abstract, field.name) for field in fields(abstract)}
+    if not to_train:
+        del wanted["opt_state"]
+        abstract = abstract.replace(opt_state=None)
+    arguments = ocp.args.PyTreeRestore(
+        wanted,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+        partial_restore=True,
+    )
     # The handler alone waits for no other process, which may have failed.
-    with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
-        state = handler.restore(folder / STATE, args=ocp.args.StandardRestore(abstract))
+    with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+        restored = handler.restore(folder / STATE, args=arguments)
+    state = abstract.replace(**restored)
     # orbax hands back stored shapes without a word.
     if layout(state) != layout(abstract):
         raise Damaged("its arrays have other shapes than what was saved")

@@ -13,12 +13,11 @@ import tensorflow_datasets as tfds
 from google.protobuf import json_format
 
 from harmoniad_jax.data.records import GOOD, UNLABELLED, Dataset, Record
+from harmoniad_jax.data.sources import TEST, VALIDATION
 from harmoniad_jax.errors import UserError
 
 # Images and masks as they are stored: what they are decoded with is `preprocess.py`.
 STORED = ("image", "mask", "masks")
-TEST = "test"
-VALIDATION = "validation"
 
 # What the readers of shards and descriptions raise where bytes are missing or wrong.
 DAMAGES = (

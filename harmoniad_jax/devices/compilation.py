@@ -19,8 +19,12 @@ logger = logging.getLogger(__name__)
 def enable_compilation_cache() -> None:
     """Keeps compiled programs in the user's cache folder, for the next start.
 
-    JAX's own setting, `JAX_COMPILATION_CACHE_DIR`, has precedence; empty, it means none.
+    Small ones too: a start needs dozens of them. JAX's own settings have precedence:
+    `JAX_COMPILATION_CACHE_DIR`, where empty means none, and
+    `JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS`.
     """
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = cache_folder() / "compiled" / _machine()
         jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -49,6 +53,12 @@ def compile_ahead(what: str, function: Any, *arguments: Any) -> jax.stages.Compi
     seconds = time.monotonic() - start
     logger.info("compiled %s in %.1f s%s", what, seconds, _describe(compiled))
     return compiled
+
+
+def working_bytes(compiled: jax.stages.Compiled) -> int:
+    """Bytes of one device that a call takes and frees; 0 where it is not known."""
+    memory = compiled.memory_analysis()
+    return 0 if memory is None else memory.temp_size_in_bytes
 
 
 def memory_bytes(compiled: jax.stages.Compiled) -> int | None:

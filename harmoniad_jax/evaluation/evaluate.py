@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from harmoniad_jax.data.prepared import TEST
 from harmoniad_jax.data.records import Record
+from harmoniad_jax.data.sources import TEST
 from harmoniad_jax.devices.processes import is_main, together, wait_for_all
 from harmoniad_jax.errors import UserError, system_problem
 from harmoniad_jax.evaluation.gallery import category_content

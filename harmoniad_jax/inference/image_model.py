@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from harmoniad_jax.data.preprocess import Preprocessor
 from harmoniad_jax.data.records import ImageFile, check_categories
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.inference.result import ImageResult, find_boxes
+from harmoniad_jax.phases import phase
 from harmoniad_jax.run.normality import GoodImages, Normality
 
 
@@ -90,7 +91,7 @@ class ImageModel(abc.ABC):
         calibration: GoodImages | None,
         rates: Rates,
         *,
-        batch_size: int,
+        batch_sizes: Sequence[int],
         threads: int,
         score_tolerance: float = 0.0,
     ):
@@ -100,7 +101,8 @@ class ImageModel(abc.ABC):
           preprocessor: makes the network's input of an image.
           calibration: what good images score; None where no image was held out.
           rates: what is accepted where a call does not say.
-          batch_size: images that are judged at once, at most.
+          batch_sizes: of images that are judged at once, ascending. A program is
+            prepared for each when it is first needed.
           threads: that decode images.
           score_tolerance: by how much scores may differ from those of the calibration for
             no other reason than that another runtime computes them. A score that is so
@@ -111,7 +113,7 @@ class ImageModel(abc.ABC):
             calibration,
             rates,
         )
-        self._batch_size, self._threads = batch_size, threads
+        self._batch_sizes, self._threads = tuple(batch_sizes), threads
         self._score_tolerance = score_tolerance
         self._own_calibration = calibration
 
@@ -154,7 +156,12 @@ class ImageModel(abc.ABC):
     @property
     def batch_size(self) -> int:
         """Images that are judged at once, at most."""
-        return self._batch_size
+        return self._batch_sizes[-1]
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Sizes of batches that a program is prepared for, ascending."""
+        return self._batch_sizes
 
     @property
     def threads(self) -> int:
@@ -272,10 +279,11 @@ class ImageModel(abc.ABC):
             lambda query: self.load_image(query, question),
             self._threads,
         )
-        size = len(self._preprocessor.all_shapes) * self._batch_size
+        size = len(self._preprocessor.all_shapes) * self.batch_size
         pairs = zip(queries, loaded, strict=True)
-        while chunk := list(itertools.islice(pairs, size)):
-            predicted = self.predict_pixels([one.pixels for _, one in chunk])
+        while chunk := _next_of(pairs, size):
+            with phase("judging"):
+                predicted = self.predict_pixels([one.pixels for _, one in chunk])
             for (query, one), found in zip(chunk, predicted, strict=True):
                 if found is None:
                     yield UserError(one.error)
@@ -299,8 +307,8 @@ class ImageModel(abc.ABC):
                 rows_of.setdefault(pixels.shape, []).append(row)
         found: list[tuple[np.ndarray, float] | None] = len(images) * [None]
         for rows in rows_of.values():
-            for start in range(0, len(rows), self._batch_size):
-                some = rows[start : start + self._batch_size]
+            for start in range(0, len(rows), self.batch_size):
+                some = rows[start : start + self.batch_size]
                 maps, scores = self._predict_batch(np.stack([images[row] for row in some]))
                 for place, row in enumerate(some):
                     found[row] = (maps[place], float(scores[place]))
@@ -366,6 +374,12 @@ class ImageModel(abc.ABC):
 
     def _normality(self, category: str | None) -> Normality | None:
         return self._calibration.of(category) if self._calibration else None
+
+
+def _next_of(pairs: Iterator[Any], count: int) -> list[Any]:
+    """The next so many at most, which are decoded then."""
+    with phase("decoding"):
+        return list(itertools.islice(pairs, count))
 
 
 def _check_array(image: np.ndarray) -> None:

@@ -1,6 +1,7 @@
 """From an opened run and images to anomaly maps and scores."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,7 +10,9 @@ from harmoniad_jax.data.records import Record
 from harmoniad_jax.devices.mesh import replicated, shard_batch
 from harmoniad_jax.features.encode import Inputs
 from harmoniad_jax.inference.trained import Trained
+from harmoniad_jax.model.encoders.encoder import Features
 from harmoniad_jax.model.scoring import Prediction
+from harmoniad_jax.phases import phase
 
 
 class Predictor:
@@ -30,6 +33,7 @@ class Predictor:
         run, state = trained.run, trained.state
         self._arguments = (state.params, state.statistics, trained.encoder_params)
         self._step = jax.jit(run.steps.predict_step, out_shardings=replicated(run.mesh))
+        self._programs: dict[Any, jax.stages.Compiled] = {}
 
     def __call__(self, records: Sequence[Record], title: str) -> Prediction:
         """N records -> their `Prediction` of numpy arrays, in their order.
@@ -48,7 +52,7 @@ class Predictor:
         """
         done = 0
         for batch, valid in self._inputs(records, title):
-            prediction = jax.device_get(self._step(*self._arguments, batch))
+            prediction = self._predict(batch)
             count = int(valid.sum())
             rows = jax.tree.map(lambda leaf, rows=valid: leaf[rows], prediction)
             yield records[done : done + count], rows
@@ -57,4 +61,27 @@ class Predictor:
     def predict_batch(self, images: np.ndarray) -> Prediction:
         """[B, H, W, 3] uint8 -> their `Prediction` of numpy arrays."""
         images = shard_batch(self.trained.run.mesh, images)
-        return jax.device_get(self._step(*self._arguments, images))
+        return self._predict(images)
+
+    def _predict(self, batch: jax.Array | Features) -> Prediction:
+        """A batch on the devices -> its `Prediction` of numpy arrays."""
+        key = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(batch))
+        if key not in self._programs:
+            with phase("compiling"):
+                lowered = self._step.lower(*self._arguments, batch)
+                self._programs[key] = lowered.compile()
+        return jax.device_get(self._programs[key](*self._arguments, batch))
+
+
+def batch_sizes(largest: int, devices: int) -> tuple[int, ...]:
+    """Sizes of batches that new images are judged in, ascending: each twice the last.
+
+    Args:
+      largest: the last of them, a multiple of `devices`.
+      devices: that a batch is split over; every size is a multiple of it.
+    """
+    sizes, size = [], devices
+    while size < largest:
+        sizes.append(size)
+        size *= 2
+    return (*sizes, largest)

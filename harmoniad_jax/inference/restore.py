@@ -14,6 +14,7 @@ from harmoniad_jax.devices.processes import available_cores
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.features.encode import evaluation_inputs, image_inputs
 from harmoniad_jax.inference.trained import Trained, measured_on_good_images
+from harmoniad_jax.phases import phase
 from harmoniad_jax.run.calibration import Calibration
 from harmoniad_jax.run.identity import Identity, check_encoder, check_identity
 from harmoniad_jax.run.run import Run, prepare_run
@@ -46,7 +47,7 @@ def open_trained(workdir: Path, changes: Mapping[str, Any] | None = None) -> Tra
         run = prepare_run(config, preprocessor=stored.preprocessor)
         given = Identity.of(run, stored.train_fingerprint)
         check_identity(stored, given, workdir)
-        checkpoint = checkpoints.restore(run.abstract_state())
+        checkpoint = checkpoints.restore(run.abstract_state(), to_train=False)
         run, missing = _of_trained_products(run, stored, checkpoint.calibration, workdir)
         # A finished run has seen its training images: they may change or go.
         if not checkpoint.finished:
@@ -160,9 +161,11 @@ def open_for_new_images(
             },
         )
         no_images = Dataset(train=[], test=[])
-        run = prepare_run(config, no_images, preprocessor=stored.preprocessor)
-        check_encoder(stored, Identity.of(run, stored.train_fingerprint), workdir)
-        checkpoint = checkpoints.restore(run.abstract_state())
+        with phase("loading the encoder"):
+            run = prepare_run(config, no_images, preprocessor=stored.preprocessor)
+            check_encoder(stored, Identity.of(run, stored.train_fingerprint), workdir)
+        with phase("restoring"):
+            checkpoint = checkpoints.restore(run.abstract_state(), to_train=False)
         if white_level is not None:
             levels = Levels(fixed=white_level)
             preprocessor = dataclasses.replace(run.preprocessor, levels=levels)

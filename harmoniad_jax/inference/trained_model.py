@@ -7,8 +7,13 @@ import numpy as np
 from harmoniad_jax.data.batches import stacked
 from harmoniad_jax.inference import new_thresholds
 from harmoniad_jax.inference.image_model import ImageModel, Rates
-from harmoniad_jax.inference.predictor import Predictor
+from harmoniad_jax.inference.predictor import Predictor, batch_sizes
 from harmoniad_jax.inference.restore import open_for_new_images
+from harmoniad_jax.run.normality import GoodImages
+
+# A batch of another size is another program, which may add in another order: scores differ
+# by this share of the largest.
+ROUNDING = 1e-5
 
 
 class TrainedModel(ImageModel):
@@ -37,18 +42,28 @@ class TrainedModel(ImageModel):
         run = trained.run
         self.config, self._predictor = run.config, Predictor(trained)
         settings = run.config.calibration
+        sizes = batch_sizes(run.evaluation_batch_size, run.mesh.size)
         super().__init__(
             run.preprocessor,
             trained.calibration,
             Rates(settings.false_positive_rate, settings.pixel_false_positive_rate),
-            batch_size=run.evaluation_batch_size,
+            batch_sizes=sizes,
             threads=run.config.data.threads,
+            score_tolerance=_tolerance(trained.calibration) if len(sizes) > 1 else 0.0,
         )
         self.use(new_thresholds.latest(folder, self.own_calibration))
 
     def _predict_batch(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The batch is filled up: one size is one program."""
+        """The batch is filled up to the next of the sizes: each is a program."""
         count = len(images)
-        filled = stacked(images, np.zeros_like(images[0]), self._batch_size)
+        size = next(size for size in self.batch_sizes if size >= count)
+        filled = stacked(images, np.zeros_like(images[0]), size)
         found = self._predictor.predict_batch(filled)
         return found.anomaly_maps[:count], found.image_scores[:count]
+
+
+def _tolerance(calibration: GoodImages | None) -> float:
+    """By how much a score may differ from the one that was measured in calibration."""
+    if calibration is None:
+        return 0.0
+    return ROUNDING * max(1.0, calibration.overall.scores[-1])

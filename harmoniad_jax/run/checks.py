@@ -11,14 +11,13 @@ from pathlib import Path
 import jax
 
 from harmoniad_jax.config import Config
+from harmoniad_jax.data.sources import PREPARED
 from harmoniad_jax.devices.mesh import mesh_shape
 from harmoniad_jax.fields import flatten, range_problems
 from harmoniad_jax.model.encoders.encoder import EncoderDescription
-from tfds_builders import BUILDERS
-from tfds_builders.prepare import missing_data
 
 _EXPECTED = "; expected one that holds CATEGORY/train/good/ with images"
-SOURCES = ("folder", "demo", *BUILDERS)
+SOURCES = ("folder", "demo", *PREPARED)
 
 
 def config_problems(
@@ -60,7 +59,10 @@ def data_problems(config: Config, for_training: bool = True) -> list[str]:
     for name in data.sources:
         # Of several sources, those that no chosen category comes from are not opened.
         chosen = len(data.sources) == 1 or not named or name in named
-        if name in BUILDERS and chosen:
+        if name in PREPARED and chosen:
+            # Imported late: folders of images need no TFDS, which is slow to load.
+            from tfds_builders.prepare import missing_data
+
             problem = missing_data(name, data.manual_dir, data.data_dir)
             if problem and for_training:
                 problems.append(

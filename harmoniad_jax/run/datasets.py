@@ -10,13 +10,12 @@ from harmoniad_jax.config import Config, DataConfig
 from harmoniad_jax.data import synthetic
 from harmoniad_jax.data.folder import folder_dataset
 from harmoniad_jax.data.named_folders import NamedFolders, named_folders_dataset
-from harmoniad_jax.data.prepared import TEST, prepared_dataset
 from harmoniad_jax.data.records import Dataset, Record, check_categories, join
+from harmoniad_jax.data.sources import TEST
 from harmoniad_jax.data.table import table_dataset
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.folders import cache_folder
 from harmoniad_jax.words import in_words
-from tfds_builders.prepare import manual_folder, prepare
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +66,7 @@ def split_records(data: DataConfig, source: str, split: str) -> Sequence[Record]
     Raises:
       UserError: it is not prepared, or has no such split.
     """
-    folder = prepare(source, data.manual_dir, data.data_dir)
-    dataset = prepared_dataset(folder, split)
+    dataset, _ = _prepared(source, data, split)
     return (dataset if len(data.sources) == 1 else join({source: dataset})).test
 
 
@@ -83,16 +81,26 @@ def _open(source: str, data: DataConfig, categories: Sequence[str]) -> Dataset:
         return _folder(data, categories)
     if source == "demo":
         return folder_dataset(_draw_demo(data), categories)
-    folder = prepare(source, data.manual_dir, data.data_dir)
-    dataset = prepared_dataset(folder, data.test_split)
+    dataset, manual_folder = _prepared(source, data, data.test_split)
     check_categories(
         categories,
         dataset.categories,
         f"the prepared {source}",
-        f"To add more, put them into {manual_folder(data.manual_dir, data.data_dir)} and "
+        f"To add more, put them into {manual_folder} and "
         f"run python -m tfds_builders.prepare {source} --overwrite.",
     )
     return dataset.select(categories) if categories else dataset
+
+
+def _prepared(source: str, data: DataConfig, split: str) -> tuple[Dataset, Path]:
+    """A public data set, prepared if it is not yet, and where its archives belong."""
+    # Imported late: folders of images need no TFDS, which is slow to load.
+    from harmoniad_jax.data.prepared import prepared_dataset
+    from tfds_builders.prepare import manual_folder, prepare
+
+    folder = prepare(source, data.manual_dir, data.data_dir)
+    dataset = prepared_dataset(folder, split)
+    return dataset, manual_folder(data.manual_dir, data.data_dir)
 
 
 def _folder(data: DataConfig, categories: Sequence[str]) -> Dataset:

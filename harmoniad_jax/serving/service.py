@@ -71,9 +71,12 @@ class Service:
         self.batcher.close()
 
     def _warm_up(self) -> None:
-        """Runs the network once for each shape, so that no client waits for that."""
-        for height, width in self.opened.model.preprocessor.all_shapes:
+        """Runs every program of the network once, so that no client waits for that."""
+        model = self.opened.model
+        for height, width in model.preprocessor.all_shapes:
             blank = np.zeros((height, width, 3), np.uint8)
+            for size in model.batch_sizes:
+                model.predict_pixels(size * [blank])
             for future in self.batcher.submit([Query(blank)], Question()):
                 future.result()
         self.ready = True

@@ -8,7 +8,7 @@ import grain
 import jax
 import numpy as np
 
-from harmoniad_jax.data.batches import training_order
+from harmoniad_jax.data.order import training_order
 from harmoniad_jax.data.records import Record
 from harmoniad_jax.data.shapes import Shape, share_rows
 from harmoniad_jax.devices.mesh import replicate

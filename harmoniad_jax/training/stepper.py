@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from harmoniad_jax.data.batches import training_batches
-from harmoniad_jax.devices.compilation import compile_ahead
+from harmoniad_jax.data.order import training_batches
+from harmoniad_jax.devices.compilation import compile_ahead, working_bytes
+from harmoniad_jax.devices.memory import keep_memory
 from harmoniad_jax.devices.mesh import (
     abstract_on,
     batched,
@@ -118,7 +119,10 @@ class Stepper:
             out_shardings=(state_sharding, replicated(self.run.mesh)),
             donate_argnums=0,
         )
-        return compile_ahead("the step", jitted, state, *arguments)
+        program = compile_ahead("the step", jitted, state, *arguments)
+        if jax.default_backend() == "cpu":
+            keep_memory(working_bytes(program))
+        return program
 
 
 class ImageStepper(Stepper):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from harmoniad_jax.checkpoints import integrity
 from harmoniad_jax.checkpoints.integrity import (
     SEAL,
     Damaged,
@@ -16,6 +17,7 @@ from harmoniad_jax.checkpoints.integrity import (
     digest,
     fingerprint,
     fingerprints,
+    host_fingerprint,
     layout,
     layout_difference,
     seal,
@@ -55,6 +57,17 @@ def slow_fingerprint(array):
 def test_it_is_what_a_slow_reference_computes(dtype, shape):
     array = drawn(dtype, shape)
     assert int(compiled(array)) == slow_fingerprint(array)
+    assert host_fingerprint(array) == slow_fingerprint(array)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_on_the_host_it_is_the_same(dtype, monkeypatch):
+    monkeypatch.setattr(integrity, "CHUNK", 7)
+    array = drawn(dtype, (5, 4, 3))
+    kept = array.copy()
+    # Turned, so that its elements do not lie in order.
+    assert host_fingerprint(array.T) == slow_fingerprint(np.ascontiguousarray(array.T))
+    assert array.tobytes() == kept.tobytes()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -110,6 +123,8 @@ def test_it_does_not_depend_on_where_an_array_lives(dtype):
         placed = {**tree, "array": jax.device_put(array, sharding)}
         placed["scalar"] = jax.device_put(7, NamedSharding(sharding.mesh, PartitionSpec()))
         assert fingerprints(placed) == expected
+        on_devices = {name: int(compiled(leaf)) for name, leaf in placed.items()}
+        assert on_devices == expected
 
 
 def test_a_split_array_is_not_gathered():

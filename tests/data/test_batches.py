@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from harmoniad_jax.data.batches import evaluation_batches, training_batches, training_order
+from harmoniad_jax.data.batches import evaluation_batches
 from harmoniad_jax.data.masks import read_masks, resize_mask
+from harmoniad_jax.data.order import training_batches, training_order
 from harmoniad_jax.data.preprocess import Preprocessor
 from harmoniad_jax.data.records import Record
 from harmoniad_jax.errors import UserError

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from harmoniad_jax.config import Config
-from harmoniad_jax.data.batches import training_batches, training_order
+from harmoniad_jax.data.order import training_batches, training_order
 from harmoniad_jax.data.preprocess import Preprocessor, measure_preprocessor, scale_to
 from harmoniad_jax.data.records import EncodedImage, Record
 from harmoniad_jax.data.shapes import MOST_ASPECT, input_shape, nearest_shape, share_rows

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harmoniad_jax.config import VariationConfig
-from harmoniad_jax.data.batches import training_order
+from harmoniad_jax.data.order import training_order
 from harmoniad_jax.data.records import EncodedImage, Record
 from harmoniad_jax.data.variation import vary, view_of
 

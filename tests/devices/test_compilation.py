@@ -25,7 +25,6 @@ import jax, jax.numpy as jnp
 from harmoniad_jax.devices.compilation import enable_compilation_cache
 
 enable_compilation_cache()
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 print(jax.config.jax_compilation_cache_dir)
 print(float(jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((5, 5)))[0, 0]))
 """

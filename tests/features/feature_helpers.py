@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from run_helpers import changed
 
-from harmoniad_jax.data.batches import training_batches
+from harmoniad_jax.data.order import training_batches
 from harmoniad_jax.devices.mesh import replicate, shard_batch
 from harmoniad_jax.model.encoders.encoder import Features
 from harmoniad_jax.steps.state import create_state

@@ -471,12 +471,19 @@ def test_the_command_judges_what_it_can_and_its_status_tells(
     done = command(
         *("--workdir", trained_run.workdir, "--input", "photos", "--output", "out"),
         *("--maps=npy", "--map_size=model", "--nooverlays", "--category=tablet"),
+        "--profile_startup",
         folder=tmp_path,
     )
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     assert "4 images: " in done.stdout
     assert "1 unreadable; see out/predictions.csv" in done.stdout
+    phases = re.findall(r"^(\w+).* (\d+\.\d\d) s$", done.stdout, re.MULTILINE)
+    names = [name for name, _ in phases]
+    assert names[0] == "importing"
+    assert {"restoring", "compiling", "judging"} < set(names)
+    *parts, total = (float(seconds) for _, seconds in phases)
+    assert sum(parts) == pytest.approx(total, abs=0.1)
     rows = {row["path"]: row for row in rows_of(tmp_path / "out")}
     assert "cannot be read as an image" in rows["sub/damaged.png"]["error"]
     (result,) = model.predict([photos / "a.png"], category="tablet")

@@ -28,6 +28,7 @@ import tfds_builders
 from harmoniad_jax.data.images import read_image
 from harmoniad_jax.data.mask_files import read_mask
 from harmoniad_jax.data.prepared import prepared_dataset
+from harmoniad_jax.data.sources import PREPARED
 from tfds_builders import anomaly_builder
 from tfds_builders.mvtec_ad import mvtec_ad_dataset_builder
 from tfds_builders.prepare import prepare
@@ -161,6 +162,10 @@ def test_every_record_is_as_drawn(tmp_path, name, form):
     FORMS[name][form](miniature, tmp_path / "manual")
     assert prepare(name, tmp_path / "manual", tmp_path) == tmp_path / name / "1.0.0"
     assert_prepared(miniature, tmp_path)
+
+
+def test_all_builders_are_known_without_tfds():
+    assert tuple(tfds_builders.BUILDERS) == PREPARED
 
 
 @pytest.mark.parametrize("name", MINIATURES)

@@ -298,16 +298,14 @@ def load_encoder(
       UserError: the checkpoint is missing, incomplete or in a format that is not read.
     """
     family = description.family
-    images = jnp.zeros((1, *2 * [description.architecture.image_side], 3))
     if description.folder is None:
         module = family.module(description.hf_config)
+        images = jnp.zeros((1, *2 * [description.architecture.image_side], 3))
         params = jax.jit(module.init)(jax.random.key(seed), images)["params"]
         params = jax.tree.map(np.asarray, params)
     else:
-        expected = jax.eval_shape(
-            family.module(description.hf_config).init, jax.random.key(0), images
-        )["params"]
         prefix = family.pretrained.base_model_prefix
+        expected = family.layout(description.hf_config)
         params = read_weights(description.name, prefix, expected)
     weight_hash = hash_params(params)
 

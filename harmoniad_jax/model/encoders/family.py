@@ -1,12 +1,14 @@
 """What a family of encoders says of itself: all that differs between families."""
 
 import abc
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.traverse_util
 import jax
+import jax.numpy as jnp
 import numpy as np
 import transformers
 
@@ -124,6 +126,24 @@ class Family(abc.ABC):
         config = type(config).from_dict(config.to_dict())
         config.image_size = image_side
         return config
+
+    def layout(self, config: transformers.PretrainedConfig) -> Any:
+        """The shapes of a module's parameters, as a tree.
+
+        Blocks are alike, so that one is looked at: to trace all of them takes long.
+        """
+        architecture = self.architecture(config)
+        one_block = copy.copy(config)
+        one_block.num_hidden_layers = 1
+        images = jax.ShapeDtypeStruct((1, *2 * [architecture.image_side], 3), jnp.float32)
+        init = self.module(one_block).init
+        shapes = jax.eval_shape(init, jax.random.key(0), images)["params"]
+        flat = {}
+        for path, shape in flax.traverse_util.flatten_dict(shapes).items():
+            blocks = range(architecture.depth) if "0" in path else [0]
+            for block in blocks:
+                flat[tuple(str(block) if key == "0" else key for key in path)] = shape
+        return flax.traverse_util.unflatten_dict(flat)
 
     def positions(self, params: Any) -> np.ndarray:
         """The position embeddings [1 + N, D] of a parameter tree, class token first."""

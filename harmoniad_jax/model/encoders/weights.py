@@ -127,7 +127,9 @@ def _parse(path: Path, prefix: str, expected: Any) -> Any:
     if path.suffix == ".bin":
         tensors = read_torch_file(path)
     else:
-        tensors = safetensors.flax.load_file(path)
+        # As arrays of the host: those of a device are turned one by one, each by a program.
+        loaded = safetensors.flax.load_file(path)
+        tensors = {name: np.asarray(tensor) for name, tensor in loaded.items()}
     # The library's converter looks at nothing of a model but the names and shapes of its
     # parameters, so a tree of shapes spares us a random initialisation.
     layout = types.SimpleNamespace(base_model_prefix=prefix, params=expected)

@@ -257,6 +257,17 @@ def test_position_embeddings_are_resized_along_each_axis():
     )
 
 
+def test_the_layout_is_that_of_the_module(checkpoint):
+    description = describe_encoder(str(checkpoint.folder))
+    assert description.depth > 1
+    family, config = description.family, description.hf_config
+    images = np.zeros((1, *2 * [description.architecture.image_side], 3), np.float32)
+    init = family.module(config).init
+    whole = jax.eval_shape(init, jax.random.key(0), images)["params"]
+    assert family.layout(config) == whole
+    assert config.num_hidden_layers == description.depth
+
+
 @pytest.mark.parametrize("case", [0, 1], ids=["4_to_7", "7_to_3"])
 def test_position_embeddings_are_resized_as_in_pytorch(case):
     case = json.loads(TORCH_FIXTURE.read_text())["cases"][case]

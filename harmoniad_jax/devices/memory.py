@@ -1,0 +1,73 @@
+"""Host memory that is used again instead of being asked for anew."""
+
+import ctypes
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+# Names of glibc's malloc.h. A value of -1 is the largest.
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
+# Pieces of the heap that are left between others may need as much again, and other programs
+# need some as well.
+SPARE = 4
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def share_heap() -> bool:
+    """Lets all threads that are still to come take memory from one heap.
+
+    `keep_memory` needs it, and JAX's threads begin when it is first used. Settings of the
+    user (`GLIBC_TUNABLES`, `MALLOC_`) have precedence.
+
+    Returns:
+      Whether it is so; other C libraries stay as they are.
+    """
+    return _set({M_ARENA_MAX: 1})
+
+
+def keep_memory(needed: int) -> bool:
+    """Lets this process keep the memory that it frees, for its next use.
+
+    XLA takes its working memory anew in every step. glibc would give a gigabyte back to the
+    system each time, which then has to find, clear and map 300,000 pages again. For this
+    large pieces come from the heap, and none of it is given back.
+
+    Args:
+      needed: bytes that are taken and freed again and again.
+
+    Returns:
+      Whether it is so: not where so much memory may not be there, and see `share_heap`.
+    """
+    available = available_memory()
+    if available is None or SPARE * needed > available:
+        return False
+    return _set({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1})
+
+
+def available_memory() -> int | None:
+    """Bytes that this process may still take; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        (line,) = (line for line in lines if line.startswith("MemAvailable:"))
+        available = 1024 * int(line.split()[1])
+    except (OSError, ValueError):
+        return None
+    try:  # of a container
+        limit, used = (
+            int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current")
+        )
+    except (OSError, ValueError):  # no limit is "max"
+        return available
+    return min(available, limit - used)
+
+
+def _set(settings: Mapping[int, int]) -> bool:
+    """Whether the C library took all of these."""
+    if any(name.startswith(("GLIBC_TUNABLES", "MALLOC_")) for name in os.environ):
+        return False
+    try:
+        os.confstr("CS_GNU_LIBC_VERSION")
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, ValueError):  # not glibc
+        return False
+    return all([mallopt(name, value) == 1 for name, value in settings.items()])
