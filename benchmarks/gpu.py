@@ -1,6 +1,6 @@
 """Measures what is asked of one GPU in a set time, and goes on where it was cut.
 
-    bash benchmarks/gpu.sh                  # on a lent machine: see there
+    bash benchmarks/gpu.sh                  # on a rented machine: see there
     python benchmarks/gpu.py --out gpu      # where everything is installed
     python benchmarks/gpu.py --out /tmp/gpu --tiny      # any machine, in a minute
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measures what is asked of one GPU, on a machine that is lent for ten minutes and may have
+# Measures what is asked of one GPU, on a machine that is rented for ten minutes and may have
 # no network. Options go to benchmarks/gpu.py:
 #
 #   bash benchmarks/gpu.sh --out gpu --budget 540
