@@ -49,7 +49,10 @@ def print_batches(flags) -> None:
 
     enable_compilation_cache()
     model = TrainedModel(flags.workdir, encoder=flags.encoder)
-    pixels = model.load_image(Query(flags.image)).pixels
+    loaded = model.load_image(Query(flags.image))
+    if loaded.error:
+        raise SystemExit(f"error: {loaded.error}")
+    pixels = loaded.pixels
     seconds = {size: [] for size in model.batch_sizes}
     for size in seconds:  # compiled now
         model.predict_pixels(size * [pixels])
