@@ -97,7 +97,7 @@ def batches_of(records: list[Record], workers: int, count: int):
     def load(record: Record) -> np.ndarray:
         return preprocessor.load(record.image)
 
-    return training_batches(order, load, batch_size=BATCH_SIZE, threads=workers)
+    return training_batches(order, load, rows=(BATCH_SIZE,), threads=workers)
 
 
 def compare(records: list[Record], workers: int) -> tuple[Cost, Cost]:

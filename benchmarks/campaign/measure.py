@@ -160,7 +160,8 @@ def head(
     steps, run, program, state, table = _head_program(context, one, variant, dtype, batch)
     count = flops(run.steps.counted.update, state, run.encoder.feature_shapes(batch))
     rows = np.arange(steps * batch, dtype=np.int32).reshape(steps, batch) % batch
-    arguments = (table, jnp.asarray(rows), jnp.int32(steps))
+    # Of one shape of images.
+    arguments = ((table,), (jnp.asarray(rows),), jnp.int32(steps))
     start = time.perf_counter()
     compiled = program.lower(state, *arguments).compile()
     seconds = time.perf_counter() - start
@@ -209,10 +210,11 @@ def profile(one: Architecture, dtype: str, batch: int, context: Context) -> dict
     """What a call of the head spends its time on; the trace is kept beside the results."""
     steps, _, program, state, table = _head_program(context, one, "harmoniad", dtype, batch)
     rows = jnp.zeros((steps, batch), jnp.int32)
-    state, _ = jax.block_until_ready(program(state, table, rows, jnp.int32(steps)))
+    arguments = ((table,), (rows,), jnp.int32(steps))
+    state, _ = jax.block_until_ready(program(state, *arguments))
     folder = context.out / "profile" / f"{one.name.replace('/', '-')}-{dtype}"
     with jax.profiler.trace(str(folder)):
-        jax.block_until_ready(program(state, table, rows, jnp.int32(steps)))
+        jax.block_until_ready(program(state, *arguments))
     return {"steps": steps, "busiest": busiest(folder, steps)}
 
 

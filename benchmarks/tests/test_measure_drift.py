@@ -39,7 +39,7 @@ class Brightest(ImageModel):
 
     def __init__(self, calibration):
         rates = Rates(0.01, 0.001)
-        super().__init__(Preprocessor(16), calibration, rates, batch_size=4, threads=1)
+        super().__init__(Preprocessor(16), calibration, rates, batch_sizes=(4,), threads=1)
 
     def _predict_batch(self, images):
         maps = images.max(axis=-1).astype(np.float32)

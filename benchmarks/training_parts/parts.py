@@ -86,7 +86,7 @@ def _image_parts(
 ) -> list[Part]:
     """What the encoder takes part in."""
     batch = run.config.train.batch_size
-    images = shard_batch(run.mesh, next(stepper.batches))
+    (images,) = shard_batch(run.mesh, next(stepper.batches))  # of one shape
     encode = compile_ahead(
         "the encoder", jax.jit(run.encoder.encode), encoder_params, images
     )
@@ -142,7 +142,8 @@ def _feature_parts(
         for on_device in ("never", "always")
     )
     batch, steps = run.config.train.batch_size, in_memory.steps_per_call
-    features = Features(**shard_batch(run.mesh, next(reading.batches)))
+    (arrays,) = shard_batch(run.mesh, next(reading.batches))  # of one shape
+    features = Features(**arrays)
     several = head and {dtype: steps * count for dtype, count in head.items()}
     return [
         _reading(READ_FEATURES, run, reading),
