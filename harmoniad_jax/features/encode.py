@@ -261,6 +261,7 @@ def _fill_shape(
         for start in range(0, len(records), size):
             chunk = records[start : start + size]
             reader.cache.write(chunk, itertools.islice(features, len(chunk)))
+        next(features, None)  # there is none: the bar of progress comes to its end
 
 
 def _features(
