@@ -8,7 +8,8 @@ Matrix multiplies, the encoders with both kinds of attention, evaluation, steps 
 at both widths, in both dtypes and as `plain`, in batches of 16, 64 and 256, the split as
 transforms and as a matrix, what a step is busy with, and training of MVTec AD's size from
 cached features. Weights and features are random. Each figure is written when it is
-measured; the same command makes those that are missing. `campaign.json` has all figures,
+measured; the same command makes those that are missing. The programs of a group are
+compiled beside each other before it is measured. `campaign.json` has all figures,
 `campaign.md` is a page to read.
 """
 
@@ -17,12 +18,13 @@ import datetime
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,25 +40,42 @@ from harmoniad_jax.errors import USER_ERROR_STATUS, UserError
 # Of the budget: what starting a process and writing the page take.
 RESERVED = 5.0
 DEVICE = "device"
+# Cores that compiling one program keeps busy.
+CORES_TO_COMPILE = 4
 OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")
 
 
-def measure_group(group: str, context: Context) -> None:
-    """Makes the measurements of a group that are missing, in this process."""
+def measure(wanted: Sequence[Measurement], context: Context) -> None:
+    """Makes measurements in this process, in their order."""
     context.kept.put(DEVICE, describe_device())
-    for one in _of_group(group, context.sizes):
-        if context.kept.is_done(one.name):
-            continue
+    for one in wanted:
         if context.deadline.left < _least(one, context.sizes):
             print(f"no time is left for: {one.name}", file=sys.stderr, flush=True)
             return
         begun = time.perf_counter()
         result = _result(one, context)
         if result is not None:
-            result = {**result, "peak_bytes_of_process": peak_bytes()}
+            if ahead := context.kept.get(_compiling(one)):
+                result |= {"compile_seconds": ahead["compile_seconds"]}
+            result |= {"peak_bytes_of_process": peak_bytes()}
             context.kept.put(one.name, result)
         seconds = time.perf_counter() - begun
         print(f"{one.name}: {seconds:.1f} s", file=sys.stderr, flush=True)
+
+
+def compile_share(share: Sequence[Measurement], context: Context) -> None:
+    """Leaves what measurements compile in the compilation cache, for those that follow."""
+    for one in share:
+        if context.kept.is_done(_compiling(one)):
+            continue
+        if context.deadline.left < _least(one, context.sizes):
+            return
+        if result := _result(one, context._replace(compiling=True)):
+            context.kept.put(_compiling(one), result)
+
+
+def _compiling(one: Measurement) -> str:
+    return f"compiling {one.name}"
 
 
 def _least(one: Measurement, sizes: Sizes) -> float:
@@ -74,30 +93,57 @@ def _result(one: Measurement, context: Context) -> dict[str, Any] | None:
         return None
 
 
-def _of_group(group: str, sizes: Sizes) -> list[Measurement]:
-    return [one for one in measurements(sizes) if one.group == group]
+def _missing(only: re.Pattern, sizes: Sizes, kept: Kept) -> list[Measurement]:
+    """What is asked for and was not measured yet, in its order."""
+    asked = [one for one in measurements(sizes) if only.search(one.name)]
+    return [one for one in asked if not kept.is_done(one.name)]
 
 
 def campaign(options: argparse.Namespace) -> None:
     """Each group in a process of its own: what one takes of the device is given back."""
     deadline = Deadline(time.time() + options.budget)
     kept, sizes = Kept(options.out), _sizes(options)
-    (options.out).mkdir(parents=True, exist_ok=True)
-    for group in dict.fromkeys(one.group for one in measurements(sizes)):
-        missing = [one for one in _of_group(group, sizes) if not kept.is_done(one.name)]
-        left = deadline.left - RESERVED
-        if not missing or left < min(_least(one, sizes) for one in missing):
-            continue
-        command = [sys.executable, __file__, "--out", str(options.out)]
-        command += ["--scratch", str(options.scratch), "--group", group]
-        command += ["--until", str(deadline.at - RESERVED)]
-        command += ["--tiny"] if options.tiny else []
-        try:
-            subprocess.run(command, env=_environment(options), timeout=max(left, 1.0))
-        except subprocess.TimeoutExpired:
-            print(f"cut at the end of the budget: {group}", file=sys.stderr, flush=True)
-        write_page(options.out, sizes)
+    options.out.mkdir(parents=True, exist_ok=True)
+    wanted = _missing(options.only, sizes, kept)
+    cores = os.cpu_count() or 1
+    for group in dict.fromkeys(one.group for one in wanted):
+        missing = [one for one in wanted if one.group == group]
+        shares = min(len(missing), cores // CORES_TO_COMPILE)
+        if shares > 1 and _can_begin(missing, deadline, sizes):
+            tasks = [("--group", group, "--share", f"{i}/{shares}") for i in range(shares)]
+            # Not the half of the device's memory that JAX takes by itself: it is shared.
+            _run(tasks, options, deadline, {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"})
+        if _can_begin(missing, deadline, sizes):
+            _run([("--group", group)], options, deadline)
+            write_page(options.out, sizes)
     write_page(options.out, sizes)
+
+
+def _can_begin(missing: Sequence[Measurement], deadline: Deadline, sizes: Sizes) -> bool:
+    least = min((_least(one, sizes) for one in missing), default=float("inf"))
+    return deadline.left - RESERVED >= least
+
+
+def _run(
+    tasks: Sequence[Sequence[str]],
+    options: argparse.Namespace,
+    deadline: Deadline,
+    variables: Mapping[str, str] | None = None,
+) -> None:
+    """Runs processes of this program beside each other, until the time is over."""
+    command = [sys.executable, __file__, "--out", str(options.out)]
+    command += ["--scratch", str(options.scratch), "--only", options.only.pattern]
+    command += ["--until", str(deadline.at - RESERVED)]
+    command += ["--tiny"] if options.tiny else []
+    environment = _environment(options) | (variables or {})
+    running = [subprocess.Popen([*command, *task], env=environment) for task in tasks]
+    for process, task in zip(running, tasks, strict=True):
+        try:
+            process.wait(timeout=max(deadline.left - RESERVED, 1.0))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            print(f"cut at the end of the budget: {task[1]}", file=sys.stderr, flush=True)
 
 
 def write_page(out: Path, sizes: Sizes) -> None:
@@ -141,7 +187,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--budget", type=float, default=540.0, help="seconds that all may take")
     add("--scratch", type=Path, help="folder for 9 GB of features (default: temporary)")
     add("--tiny", action="store_true", help="so small that a CPU does it in a minute")
+    add(
+        "--only",
+        type=re.compile,
+        default=re.compile(""),
+        help="regular expression of the names",
+    )
     add("--group", help=argparse.SUPPRESS)
+    add("--share", help=argparse.SUPPRESS)
     add("--until", type=float, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.budget <= 0:
@@ -156,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command's entry point."""
     try:
         options = parse(arguments)
-        if options.group is None:
+        if options.until is None:
             campaign(options)
             print((options.out / "campaign.md").read_text(), end="")
             return
@@ -167,7 +220,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             Kept(options.out),
             Deadline(options.until),
         )
-        measure_group(options.group, context)
+        missing = _missing(options.only, context.sizes, context.kept)
+        wanted = [one for one in missing if one.group == options.group]
+        if options.share is None:
+            measure(wanted, context)
+            return
+        index, shares = map(int, options.share.split("/"))
+        compile_share(wanted[index::shares], context)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(USER_ERROR_STATUS)

@@ -27,6 +27,7 @@ from campaign.sizes import Architecture, Sizes
 from harmoniad_jax.devices.compilation import flops, memory_bytes
 from harmoniad_jax.devices.mesh import replicated, shardings_of
 from harmoniad_jax.run.run import Run
+from harmoniad_jax.steps.state import TrainState
 from harmoniad_jax.training.stepper import make_stepper, several_steps
 
 MATMUL, REHEARSAL = "matmul", "rehearsal"
@@ -39,7 +40,8 @@ SPLITS = {"fft": False, "matrix": True}
 class Context(NamedTuple):
     """What measurements are given.
 
-    out: folder of the results. scratch: folder for what need not be kept.
+    out: folder of the results. scratch: folder for what need not be kept. compiling:
+    nothing is measured; what a measurement compiles is left in the compilation cache.
     """
 
     sizes: Sizes
@@ -47,6 +49,7 @@ class Context(NamedTuple):
     scratch: Path
     kept: Kept
     deadline: Deadline
+    compiling: bool = False
 
 
 class Measurement(NamedTuple):
@@ -105,11 +108,15 @@ def _of_head(one: Architecture, batches: Sequence[int]) -> Iterator[Measurement]
 
 
 def _of_parts(one: Architecture, batch: int) -> Iterator[Measurement]:
-    """What the head spends its time on."""
-    group = f"parts of the head {one.name}"
+    """What head and encoder spend their time on."""
+    group = f"parts of {one.name}"
     for dtype in DTYPES:
-        name = f"profile {one.name}, {dtype}, {batch} images"
-        yield Measurement(name, group, functools.partial(profile, one, dtype, batch))
+        name = f"profile of the head {one.name}, {dtype}, {batch} images"
+        yield Measurement(name, group, functools.partial(profile_head, one, dtype, batch))
+    for attention in ATTENTIONS:
+        name = f"profile of the encoder {one.name}, {attention} attention, {batch} images"
+        work = functools.partial(profile_encoder, one, attention, batch)
+        yield Measurement(name, group, work)
     for kind, as_matrix in SPLITS.items():
         name = f"split {one.name}, {kind}, {batch} images"
         yield Measurement(name, group, functools.partial(split, one, as_matrix, batch))
@@ -117,6 +124,8 @@ def _of_parts(one: Architecture, batch: int) -> Iterator[Measurement]:
 
 def matmul(context: Context) -> dict[str, Any]:
     """FLOP/s of matrix multiplies in both dtypes, at JAX's default precision (TF32)."""
+    if context.compiling:
+        return {}
     mesh = head_run(context.sizes.architectures[0]).mesh
     parts = matmul_parts(mesh, DTYPES, context.sizes.matmul_sides)
     table = time_parts(parts, context.sizes.rounds, context.sizes.seconds)
@@ -157,14 +166,12 @@ def head(
     one: Architecture, variant: str, dtype: str, batch: int, context: Context
 ) -> dict[str, Any]:
     """Steps of the trained network on features in device memory, several in a call."""
-    steps, run, program, state, table = _head_program(context, one, variant, dtype, batch)
+    run = head_run(one, model__variant=variant, train__dtype=dtype)
+    steps = context.sizes.steps_per_call
+    compiled, seconds, state, arguments = _compiled_head(run, steps, batch)
+    if context.compiling:
+        return {"compile_seconds": seconds}
     count = flops(run.steps.counted.update, state, run.encoder.feature_shapes(batch))
-    rows = np.arange(steps * batch, dtype=np.int32).reshape(steps, batch) % batch
-    # Of one shape of images.
-    arguments = ((table,), (jnp.asarray(rows),), jnp.int32(steps))
-    start = time.perf_counter()
-    compiled = program.lower(state, *arguments).compile()
-    seconds = time.perf_counter() - start
 
     def work() -> Any:
         nonlocal state
@@ -176,19 +183,22 @@ def head(
     return {**found, "steps": steps, "flops": per_call, "dtype": dtype}
 
 
-def _head_program(
-    context: Context, one: Architecture, variant: str, dtype: str, batch: int
-) -> tuple[int, Run, Any, Any, Any]:
-    steps = context.sizes.steps_per_call
-    run = head_run(one, model__variant=variant, train__dtype=dtype)
+def _compiled_head(
+    run: Run, steps: int, batch: int
+) -> tuple[jax.stages.Compiled, float, TrainState, tuple]:
+    """Several steps as one program, the seconds it took to compile, and its arguments."""
     state = run.new_state()
-    shardings = shardings_of(run.abstract_state())
     program = jax.jit(
         several_steps(run, steps),
-        out_shardings=(shardings, replicated(run.mesh)),
+        out_shardings=(shardings_of(run.abstract_state()), replicated(run.mesh)),
         donate_argnums=0,
     )
-    return steps, run, program, state, random_features(run, batch)
+    rows = np.arange(steps * batch, dtype=np.int32).reshape(steps, batch) % batch
+    # Of one shape of images.
+    arguments = ((random_features(run, batch),), (jnp.asarray(rows),), jnp.int32(steps))
+    start = time.perf_counter()
+    compiled = program.lower(state, *arguments).compile()
+    return compiled, time.perf_counter() - start, state, arguments
 
 
 def split(
@@ -206,15 +216,46 @@ def split(
     return _timed(context, jax.jit(bands), (patches,), batch, None, None)
 
 
-def profile(one: Architecture, dtype: str, batch: int, context: Context) -> dict[str, Any]:
-    """What a call of the head spends its time on; the trace is kept beside the results."""
-    steps, _, program, state, table = _head_program(context, one, "harmoniad", dtype, batch)
-    rows = jnp.zeros((steps, batch), jnp.int32)
-    arguments = ((table,), (rows,), jnp.int32(steps))
-    state, _ = jax.block_until_ready(program(state, *arguments))
-    folder = context.out / "profile" / f"{one.name.replace('/', '-')}-{dtype}"
+def profile_head(
+    one: Architecture, dtype: str, batch: int, context: Context
+) -> dict[str, Any]:
+    """What a call of the head spends its time on."""
+    if context.compiling:  # the head's own measurement does it
+        return {}
+    run, steps = head_run(one, train__dtype=dtype), context.sizes.steps_per_call
+    compiled, _, state, arguments = _compiled_head(run, steps, batch)
+    kept = [state]
+
+    def work() -> Any:
+        kept[0], metrics = compiled(kept[0], *arguments)
+        return metrics
+
+    return _profiled(context, f"head {one.name} {dtype}", compiled, work, steps)
+
+
+def profile_encoder(
+    one: Architecture, attention: str, batch: int, context: Context
+) -> dict[str, Any]:
+    """What encoding a batch spends its time on."""
+    if context.compiling:
+        return {}
+    run = _encoding_run(one, attention)
+    arguments = (run.place_encoder(), random_images(one, batch))
+    compiled = jax.jit(run.encoder.encode).lower(*arguments).compile()
+    name = f"encoder {one.name} {attention}"
+    return _profiled(context, name, compiled, lambda: compiled(*arguments), 1)
+
+
+def _profiled(
+    context: Context, name: str, compiled: Any, work: Callable, steps: int
+) -> dict[str, Any]:
+    """The trace and the program that XLA made are kept beside the results."""
+    folder = context.out / "profile" / name.replace("/", "-").replace(" ", "-")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "program.txt").write_text(compiled.as_text())
+    jax.block_until_ready(work())
     with jax.profiler.trace(str(folder)):
-        jax.block_until_ready(program(state, *arguments))
+        jax.block_until_ready(work())
     return {"steps": steps, "busiest": busiest(folder, steps)}
 
 
@@ -223,6 +264,8 @@ def rehearsal(one: Architecture, context: Context) -> dict[str, Any]:
 
     It is noted how far it came, so that a later call takes the steps that are left.
     """
+    if context.compiling:
+        return {}
     sizes = context.sizes
     before = context.kept.get(REHEARSAL) or {"steps": 0, "seconds": 0.0, "pieces": 0}
     start = time.perf_counter()
@@ -277,6 +320,8 @@ def _timed(
     start = time.perf_counter()
     compiled = function.lower(*arguments).compile()
     seconds = time.perf_counter() - start
+    if context.compiling:
+        return {"compile_seconds": seconds}
     found = _figures(context, lambda: compiled(*arguments), compiled, seconds, images)
     return {**found, "flops": count, "dtype": dtype}
 

@@ -162,13 +162,38 @@ def test_a_tiny_campaign_measures_everything_and_goes_on(tmp_path):
             assert one["seconds"] > 0
             assert one["compile_seconds"] > 0
             assert one["images"] % 2 == 0
-    (profile,) = [r for n, r in results.items() if n.startswith("profile tiny, float32")]
+    (profile,) = [
+        r for n, r in results.items() if n.startswith("profile of the head tiny, float32")
+    ]
     assert profile["busiest"]
     assert done.stdout == (out / "campaign.md").read_text()
     before = {path: path.stat().st_mtime for path in (out / "parts").iterdir()}
     again = campaign(out, scratch)
     assert again.returncode == 0, again.stderr
     assert {path: path.stat().st_mtime for path in (out / "parts").iterdir()} == before
+
+
+def test_only_what_is_asked_for_is_measured(tmp_path, capsys):
+    options = ["--out", str(tmp_path), "--tiny", "--only", "no such measurement"]
+    gpu.main(options)
+    assert not (tmp_path / "parts").exists()
+    assert "- matmul" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_what_was_compiled_ahead_is_loaded_and_its_time_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "CORES_TO_COMPILE", 1)
+    monkeypatch.setattr(gpu.os, "cpu_count", lambda: 2)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    out = tmp_path / "gpu"
+    gpu.main(
+        ["--out", str(out), "--scratch", str(tmp_path), "--tiny", "--only", "^encoder"]
+    )
+    kept = Kept(out)
+    for attention in ("library", "fused"):
+        name = f"encoder tiny, {attention} attention, 2 images"
+        ahead = kept.get(f"compiling {name}")
+        assert kept.get(name)["compile_seconds"] == ahead["compile_seconds"] > 0
 
 
 def test_without_time_nothing_is_measured_and_the_page_says_so(tmp_path, capsys):
