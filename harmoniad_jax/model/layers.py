@@ -17,11 +17,12 @@ RANDOM_LEVELS = 2**16
 def bfloat16_product(left: jax.Array, right: jax.Array) -> jax.Array:
     """A matrix product of rounded factors, summed up in float32.
 
-    So are the products of its gradient: there the factor that is rounded is the gradient.
+    So are the products of its gradient, where the gradient is rounded too. The factors are
+    kept for it as they were rounded: the same numbers, half of the memory.
 
     Args:
-      left: [N, K] float32.
-      right: [K, M] float32.
+      left: [N, K] float32 or bfloat16.
+      right: [K, M], likewise.
 
     Returns:
       [N, M] float32.
@@ -33,8 +34,13 @@ def bfloat16_product(left: jax.Array, right: jax.Array) -> jax.Array:
     )
 
 
+def _forward(left: jax.Array, right: jax.Array) -> tuple[jax.Array, tuple]:
+    rounded = left.astype(jnp.bfloat16), right.astype(jnp.bfloat16)
+    return bfloat16_product(*rounded), rounded
+
+
 bfloat16_product.defvjp(
-    lambda left, right: (bfloat16_product(left, right), (left, right)),
+    _forward,
     lambda factors, gradient: (
         bfloat16_product(gradient, factors[1].T),
         bfloat16_product(factors[0].T, gradient),

@@ -61,10 +61,12 @@ def scale_by_stable_adam(
         nu = optax.tree.update_moment(gradients, state.nu, b2, 2)
         nu_max = jax.tree.map(jnp.maximum, state.nu_max, nu) if amsgrad else None
 
+        first_bias, second_bias = 1 - b1**count, 1 - b2**count
+
         def rescale(gradient, first, second):
-            scale = jnp.sqrt(second / (1 - b2**count)) + epsilon
+            scale = jnp.sqrt(second / second_bias) + epsilon
             rms = jnp.sqrt(jnp.mean((gradient / scale) ** 2))
-            return first / (1 - b1**count) / scale / jnp.maximum(1.0, rms / update_clip)
+            return first / first_bias / scale / jnp.maximum(1.0, rms / update_clip)
 
         updates = jax.tree.map(rescale, gradients, mu, nu_max if amsgrad else nu)
         return updates, StableAdamState(count, mu, nu, nu_max)
