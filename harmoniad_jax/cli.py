@@ -159,6 +159,11 @@ def read_config(holder: flags.FlagHolder) -> Config:
     return parse_config(config)
 
 
+def overridden(holder: flags.FlagHolder) -> set[str]:
+    """Dotted paths of the settings of a `--config` flag that the command line sets."""
+    return set(config_flags.get_override_values(flags.FLAGS[holder.name]))
+
+
 def _explain(error: flags.Error) -> str:
     """A flag error as one line that says what is expected."""
     text = " ".join(str(error).split())

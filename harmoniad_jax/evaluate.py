@@ -5,6 +5,10 @@
 Its images and encoder may have moved: [--root photos] [--data_dir tfds] [--encoder weights]
 Another split of a prepared data set: [--test_split test1]
 Thresholds follow from [--false_positive_rate 0.01], without new training.
+
+For another scoring, call `train` again with --config.evaluation.NAME=VALUE. It evaluates a
+finished run, and does not train it again. `predict` keeps the scores that the thresholds of
+training were measured with.
 """
 
 from pathlib import Path

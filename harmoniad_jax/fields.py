@@ -201,10 +201,10 @@ def with_older_values(kind: type, stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def older_values(kind: type, stored: Mapping[str, Any]) -> dict[str, Any]:
-    """What continues a run that began before some settings existed as it began.
+    """What a run has as earlier versions did, where that is not the default now.
 
-    That is a run that lacks settings whose default is not what such runs did, or that was
-    continued since, and has their older value.
+    It lacks such settings, or has their older value: their default was that once, the run
+    was continued since, or someone chose it.
 
     Returns:
       Dotted path -> the older value.

@@ -32,7 +32,8 @@ def main() -> None:
         from harmoniad_jax.training.loop import train_and_evaluate
 
         start(**processes())
-        train_and_evaluate(settings, Path(workdir.value).expanduser())
+        folder = Path(workdir.value).expanduser()
+        train_and_evaluate(settings, folder, cli.overridden(config))
 
     cli.run(run, continues=True)
 

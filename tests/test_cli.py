@@ -25,7 +25,9 @@ import json, sys, types
 from harmoniad_jax import train
 startup, loop = types.ModuleType("startup"), types.ModuleType("loop")
 startup.start = lambda **_: None
-loop.train_and_evaluate = lambda config, _: print(json.dumps(config.to_dict()))
+loop.train_and_evaluate = lambda config, workdir, given: print(
+    json.dumps({**config.to_dict(), "given": sorted(given)})
+)
 sys.modules["harmoniad_jax.devices.startup"] = startup
 sys.modules["harmoniad_jax.training.loop"] = loop
 train.main()
@@ -236,6 +238,11 @@ def test_overrides_arrive():
     assert settings["optimizer"]["learning_rate"] == 1e-3
     assert settings["encoder"]["taps"] == [3, 4]
     assert settings["data"]["categories"] == ["bottle", "metal-nut"]
+    # What is given is known, also where it is the default.
+    assert settings_of("--config.evaluation.map_decay=0.25", "--noconfig.model.mirror")[
+        "given"
+    ] == ["evaluation.map_decay", "model.mirror"]
+    assert settings_of()["given"] == []
     assert settings["data"]["root"] == "a=b,c"
     assert settings["encoder"]["untrained"]["width"] == 32
     # And everything else is as the config file has it.

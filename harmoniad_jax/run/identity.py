@@ -1,16 +1,27 @@
 """What a checkpoint belongs to: it is restored into nothing else."""
 
 import dataclasses
-from collections.abc import Mapping
+import logging
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from harmoniad_jax.config import Config
 from harmoniad_jax.data.preprocess import Preprocessor
 from harmoniad_jax.errors import UserError
-from harmoniad_jax.fields import FEATURES, LEARNING, flatten, older_values, touching
+from harmoniad_jax.fields import (
+    FEATURES,
+    LEARNING,
+    SCORES,
+    flatten,
+    older_values,
+    replaced,
+    touching,
+)
 from harmoniad_jax.run.run import Run
-from harmoniad_jax.run.stored import parse_stored
+from harmoniad_jax.run.stored import parse_stored, with_last_settings
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +36,8 @@ class Identity:
       preprocessor: what makes the encoder's input of an image.
       train_fingerprint: SHA-256 of the training images' names.
       categories: of the training images; None in runs of versions that did not keep them.
-      older: dotted path -> value of settings that a run of an earlier version lacks, where
-        it did not do what is the default now.
+      older: dotted path -> value of settings that the run has as earlier versions did,
+        where that is not the default now.
     """
 
     config: Config
@@ -83,6 +94,42 @@ class Identity:
             categories=None if categories is None else tuple(categories),
             older=older_values(Config, values["config"]),
         )
+
+
+def as_begun(
+    config: Config, stored: Identity, workdir: Path, given: Collection[str] = ()
+) -> Config:
+    """The config that continues a run with what it has as earlier versions did.
+
+    How it is scored may change at any time: what was given, now or in the last call of
+    training, is not replaced.
+
+    Args:
+      config: what is asked for.
+      stored: of the run.
+      workdir: folder of the run.
+      given: dotted paths of the settings that the user set, and did not leave as they are.
+    """
+    scores = set(touching(Config, SCORES))
+    try:
+        last = flatten(with_last_settings(stored.config, workdir).to_dict())
+    except UserError:  # a damaged file, which is about to be written anew
+        last = flatten(stored.config.to_dict())
+    older = {
+        path: value
+        for path, value in stored.older.items()
+        if path not in scores or (path not in given and last[path] == value)
+    }
+    begun = replaced(config, older)
+    wanted, taken = flatten(config.to_dict()), flatten(begun.to_dict())
+    kept = [path for path in wanted if path in scores and wanted[path] != taken[path]]
+    if kept:
+        logger.info(
+            "scored as before: the run began with %s. For the scoring of today, give %s",
+            ", ".join(f"config.{path}={taken[path]}" for path in kept),
+            " ".join(f"--config.{path}={wanted[path]}" for path in kept),
+        )
+    return begun
 
 
 def check_identity(stored: Identity, given: Identity, workdir: Path) -> None:

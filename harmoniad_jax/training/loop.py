@@ -4,6 +4,7 @@ import contextlib
 import functools
 import logging
 import signal
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,9 @@ from harmoniad_jax.errors import UserError
 from harmoniad_jax.evaluation.evaluate import REPORT_FOLDER, evaluate
 from harmoniad_jax.features.encode import evaluation_inputs, image_reader
 from harmoniad_jax.features.reading import ImageReader
-from harmoniad_jax.fields import replaced
 from harmoniad_jax.inference.trained import Trained, measured_on_good_images
 from harmoniad_jax.report.html.writer import ReportWriter
-from harmoniad_jax.run.identity import Identity, check_identity
+from harmoniad_jax.run.identity import Identity, as_begun, check_identity
 from harmoniad_jax.run.run import Run, prepare_run
 from harmoniad_jax.run.stored import write_config
 from harmoniad_jax.signals import Interrupted, deferred
@@ -37,11 +37,19 @@ from harmoniad_jax.words import in_words
 logger = logging.getLogger(__name__)
 
 
-def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
+def train_and_evaluate(
+    config: Config, workdir: Path, given: Collection[str] = ()
+) -> dict[str, Any]:
     """Trains to `config.train.num_steps`, continuing a run that is in `workdir`.
 
     Leaves in `workdir`: `config.json`, `checkpoints/`, `metrics.jsonl`, `tensorboard/`
     and `results.json`.
+
+    Args:
+      config: settings of the run.
+      workdir: its folder.
+      given: dotted paths of settings that were asked for by name. A run that was scored as
+        earlier versions did goes on so, unless it is asked for another way.
 
     Returns:
       The results, see `training.evaluation.evaluate`.
@@ -53,15 +61,18 @@ def train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
     """
     exact = config.train.check_numerics
     with jax.default_matmul_precision("highest") if exact else contextlib.nullcontext():
-        return _train_and_evaluate(config, workdir)
+        return _train_and_evaluate(config, workdir, given)
 
 
-def _train_and_evaluate(config: Config, workdir: Path) -> dict[str, Any]:
+def _train_and_evaluate(
+    config: Config, workdir: Path, given: Collection[str]
+) -> dict[str, Any]:
     resumes = has_checkpoints(workdir)
     preprocessor = None
     if resumes:
         stored = _stored_identity(workdir)
-        preprocessor, config = stored.preprocessor, replaced(config, stored.older)
+        preprocessor = stored.preprocessor
+        config = as_begun(config, stored, workdir, given)
     run = prepare_run(config, preprocessor=preprocessor, for_training=True)
     identity = Identity.of(run, run.dataset.train_fingerprint)
     if run.config.evaluation.report:

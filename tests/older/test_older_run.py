@@ -8,6 +8,7 @@ It is never made again: a later version gets a fixture of its own beside it.
 
 import csv
 import json
+import logging
 import shutil
 import tarfile
 from pathlib import Path
@@ -17,6 +18,8 @@ import pytest
 from run_helpers import call_command
 
 import harmoniad_jax
+from harmoniad_jax.checkpoints.store import Checkpoints
+from harmoniad_jax.config import EvaluationConfig, with_settings
 from harmoniad_jax.evaluation.evaluate import evaluate_run
 from harmoniad_jax.report.summary import read_run, write_summary
 from harmoniad_jax.run.stored import parse_stored
@@ -84,20 +87,51 @@ def test_it_is_evaluated_to_the_same_results(older):
     assert_close(results_of(older), expected)
 
 
-def test_training_continues_it_to_the_same_end(older):
+DECAY = "evaluation.map_decay"
+
+
+def todays_config(older):
+    """Its settings, with today's default where it knew none or another."""
+    stored = json.loads((older / "run" / "config.json").read_text())
+    stored["data"]["root"] = str(older / "images")
+    stored["encoder"]["name"] = str(older / "encoder")
+    stored["sharding"]["data"] = 1  # its batch of 4 does not divide into eight devices
+    stored["calibration"]["copies_together"] = True
+    return with_settings(parse_stored(stored), {DECAY: EvaluationConfig().map_decay})
+
+
+def test_training_continues_it_to_the_same_end(older, listen):
     """From its checkpoint of step 4 to the last one, 6."""
     expected, workdir = results_of(older), older / "run"
     shutil.rmtree(workdir / "checkpoints" / "6")
     (workdir / "results.json").unlink()
-    stored = json.loads((workdir / "config.json").read_text())
-    stored["data"]["root"] = str(older / "images")
-    stored["encoder"]["name"] = str(older / "encoder")
-    stored["sharding"]["data"] = 1  # its batch of 4 does not divide into eight devices
-    # Today's default, which such a run did not know.
-    stored["calibration"]["copies_together"] = True
-    assert_close(train_and_evaluate(parse_stored(stored), workdir), expected)
+    logged = listen(logging.INFO)
+    assert_close(train_and_evaluate(todays_config(older), workdir), expected)
+    (line,) = (line for line in logged() if line.startswith("scored as before"))
+    assert "config.evaluation.map_decay=0.1. " in line
+    assert line.endswith("give --config.evaluation.map_decay=0.25")
     continued = json.loads((workdir / "config.json").read_text())
     assert continued["calibration"]["copies_together"] is False
+
+
+def test_it_is_scored_as_is_asked_for(older):
+    """From then on; predictions go on with the scores that their thresholds are for."""
+    expected, workdir = results_of(older), older / "run"
+    config = todays_config(older)
+    assert_close(train_and_evaluate(config, workdir), expected)
+    rescored = train_and_evaluate(config, workdir, given={DECAY})
+    assert rescored["mean"]["pixel_ap"] != expected["mean"]["pixel_ap"]
+    assert train_and_evaluate(config, workdir) == rescored
+    moved = {"root": str(older / "images"), "encoder": str(older / "encoder")}
+    assert_close(evaluate_run(workdir, **moved), rescored)
+    test_it_predicts_the_same(older)
+    # As if it had been asked for before the last step, with thresholds of these scores.
+    shutil.rmtree(workdir / "checkpoints" / "6")
+    assert_close(train_and_evaluate(config, workdir, given={DECAY}), rescored)
+    model = harmoniad_jax.load(workdir)
+    assert model.config.evaluation.map_decay == 0.25
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        assert checkpoints.read_calibration().fits(model.config.evaluation)
 
 
 def test_it_is_summarised_alike(older):

@@ -1,6 +1,7 @@
 """Which settings a run may be continued with, and those that it wrote down."""
 
 import functools
+import logging
 
 import pytest
 from config_helpers import FIELDS, another_value
@@ -8,8 +9,8 @@ from config_helpers import FIELDS, another_value
 from harmoniad_jax.config import Config, with_settings
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.fields import settings_of
-from harmoniad_jax.run.identity import differences
-from harmoniad_jax.run.stored import parse_stored
+from harmoniad_jax.run.identity import Identity, as_begun, differences
+from harmoniad_jax.run.stored import CONFIG_FILE, parse_stored, write_config
 
 FREE = (
     "data.root",
@@ -103,3 +104,65 @@ def test_stored_settings_that_are_no_settings_are_refused():
         parse_stored(values)
     with pytest.raises(UserError):
         parse_stored([])
+
+
+DECAY, SIGMA, SIDE = (
+    f"evaluation.{name}" for name in ("map_decay", "smoothing_sigma", "map_side")
+)
+EARLIER = {DECAY: 0.1, SIGMA: 4.0, SIDE: 256}
+
+
+def identity_of(config):
+    """That of a run which wrote down these settings."""
+    names = ("encoder", "weight_hash", "normalisation", "train_fingerprint")
+    return Identity.from_json({"config": config.to_dict(), **dict.fromkeys(names, "")})
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """A run with the scoring of earlier versions: identity and folder."""
+    config = with_settings(Config(), EARLIER)
+    write_config(config, tmp_path)
+    return identity_of(config), tmp_path
+
+
+def test_scoring_of_earlier_versions_is_kept_and_reported(begun, listen):
+    logged = listen(logging.INFO)
+    assert as_begun(Config(), *begun) == with_settings(Config(), EARLIER)
+    (line,) = logged()
+    for part in (
+        "began with config.evaluation.map_side=256, config.evaluation.smoothing_sigma=4.0",
+        "--config.evaluation.map_side=0 --config.evaluation.smoothing_sigma=2.0",
+        "--config.evaluation.map_decay=0.25",
+    ):
+        assert part in line
+
+
+def test_scoring_that_is_asked_for_is_used(begun, listen):
+    logged = listen(logging.INFO)
+    found = as_begun(Config(), *begun, given={SIGMA, "train.seed"})
+    assert found == with_settings(Config(), {**EARLIER, SIGMA: 2.0})
+    assert SIGMA not in logged()[0]
+    # From then on the run has left it.
+    write_config(found, begun[1])
+    assert as_begun(Config(), *begun) == found
+    assert as_begun(Config(), *begun, given=EARLIER) == Config()
+    logged()
+    other = with_settings(Config(), {DECAY: 0.5, SIGMA: 1.0, SIDE: 64})
+    assert as_begun(other, *begun) == other
+    assert logged() == []
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]"])
+def test_without_what_the_last_call_was_given_the_checkpoint_decides(begun, content):
+    stored, workdir = begun
+    (workdir / CONFIG_FILE).unlink()
+    if content is not None:
+        (workdir / CONFIG_FILE).write_text(content)
+    assert as_begun(Config(), stored, workdir) == with_settings(Config(), EARLIER)
+
+
+def test_what_touches_learning_stays_though_it_is_asked_for(tmp_path):
+    path = "calibration.copies_together"
+    stored = identity_of(with_settings(Config(), {path: False}))
+    assert not as_begun(Config(), stored, tmp_path, {path}).calibration.copies_together
