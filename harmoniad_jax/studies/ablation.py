@@ -9,12 +9,14 @@ from typing import Any
 
 import jax
 
+from harmoniad_jax.checkpoints.folders import has_checkpoints
+from harmoniad_jax.checkpoints.store import Checkpoints
 from harmoniad_jax.config import Config, with_settings
 from harmoniad_jax.data.records import Dataset
 from harmoniad_jax.devices.compilation import flops
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.evaluation.evaluate import evaluate
-from harmoniad_jax.fields import flatten
+from harmoniad_jax.fields import SCORES, flatten, touching
 from harmoniad_jax.folders import write_whole
 from harmoniad_jax.inference.restore import open_trained
 from harmoniad_jax.locks import lock
@@ -98,7 +100,8 @@ class Ablation:
         self._check_folder()
         runs = [(name, seed) for seed in self._seeds for name in self._chosen]
         for run in runs:
-            self._is_made(*run)
+            if not self._is_made(*run):
+                self._check_begun(*run)
         failed: dict[tuple[str, int], UserError] = {}
         # First what nobody is at; then what other processes are making, so that what one
         # of them leaves behind, killed perhaps, is made here.
@@ -189,15 +192,53 @@ class Ablation:
             )
         return True
 
+    def _check_begun(self, name: str, seed: int) -> None:
+        """Looks at what a run that is not finished would go on with.
+
+        Scoring of earlier versions stays with a run. It would be kept as what is asked for.
+
+        Raises:
+          UserError: it began with another scoring, or with other settings of earlier
+            versions.
+        """
+        folder = self._folder(name, seed)
+        if not has_checkpoints(folder):
+            return
+        with Checkpoints(folder, read_only=True) as checkpoints:
+            stored = checkpoints.read_identity()
+        begun = flatten(stored.config.to_dict())
+        wanted = flatten(self._config(name, seed).to_dict())
+        problems = [
+            f"config.{path} is {begun[path]!r}, wanted {wanted[path]!r}"
+            for path in wanted
+            if path in {*touching(Config, SCORES), *stored.older}
+            and begun[path] != wanted[path]
+        ]
+        if problems:
+            raise UserError(
+                f"{folder} was begun with other settings: {'; '.join(problems)}. Give "
+                "another --workdir, or delete it."
+            )
+
     def _train_and_keep(self, name: str, seed: int, source: str | None) -> None:
-        """Trains a variant, or evaluates the run of the one that is trained alike."""
+        """Trains a variant, or evaluates the run of the one that is trained alike.
+
+        Raises:
+          UserError: it cannot be trained or evaluated.
+        """
         config, folder = self._config(name, seed), self._folder(name, seed)
         logger.info("variant %s, seed %d", name, seed)
         changes = self._known[name]
         if source is None:
+            self._check_begun(name, seed)
             results = train_and_evaluate(config, folder)
         else:
-            results = evaluate(open_trained(self._folder(source, seed), changes), folder)
+            # All of it, so that nothing depends on how that run was evaluated last.
+            evaluation = {
+                f"{EVALUATION}{field}": value
+                for field, value in config.to_dict()["evaluation"].items()
+            }
+            results = evaluate(open_trained(self._folder(source, seed), evaluation), folder)
         # What was compiled for one variant is of no use to the next.
         jax.clear_caches()
         run = {

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -28,6 +29,7 @@ from harmoniad_jax.studies.variants import (
     tap_variants,
     trained_as,
 )
+from harmoniad_jax.training.loop import train_and_evaluate
 
 ROOT = Path(__file__).parents[2]
 
@@ -270,6 +272,37 @@ def test_variants_are_trained_compared_and_kept(tiny_config, tmp_path):
     with pytest.raises(UserError, match=changed) as error:
         Ablation(other, workdir, ["plain"], [0]).run()
     assert "threads" not in str(error.value)
+
+
+def test_a_run_that_began_with_another_scoring_is_refused(tiny_config, tmp_path):
+    """It would go on so, and be kept as one with today's scoring."""
+    base = with_settings(
+        shallow(tiny_config),
+        {"train.num_steps": 1, "cache.folder": str(tmp_path / "features")},
+    )
+    earlier = with_settings(base, {"evaluation.map_decay": 0.1})
+    workdir = tmp_path / "ablation"
+    folder = workdir / f"{REFERENCE}-0"
+    # Its metrics were not kept yet.
+    train_and_evaluate(Ablation(earlier, workdir, [], [0])._config(REFERENCE, 0), folder)
+    expected = (
+        f"{folder} was begun with other settings: config.evaluation.map_decay is 0.1, "
+        "wanted 0.25. Give another --workdir, or delete it."
+    )
+    with pytest.raises(UserError, match=re.escape(expected)):
+        Ablation(base, workdir, ["plain"], [0]).run()
+    assert not kept(workdir) and not (workdir / "plain-0").exists()
+
+    Ablation(earlier, workdir, [REFERENCE], [0]).run()
+    # Another evaluation since does not change what is evaluated of it.
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["evaluation"]["smoothing_sigma"] = 0.0
+    path.write_text(json.dumps(config))
+    Ablation(earlier, workdir, ["score-is-maximum"], [0]).run()
+    runs = json.loads((workdir / "ablation.json").read_text())["runs"]
+    reference, maximum = (runs[n]["0"]["mean"] for n in (REFERENCE, "score-is-maximum"))
+    assert maximum["pixel_ap"] == reference["pixel_ap"]
 
 
 def test_a_mistake_is_one_line(tiny_config, tmp_path):
