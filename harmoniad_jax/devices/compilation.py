@@ -1,12 +1,16 @@
 """Compiling ahead of time, keeping what was compiled, and saying what it costs."""
 
+import concurrent.futures
+import contextlib
+import functools
 import hashlib
 import logging
 import os
 import platform
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
@@ -14,6 +18,8 @@ from harmoniad_jax.folders import cache_folder
 from harmoniad_jax.words import gigabytes
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 def enable_compilation_cache() -> None:
@@ -53,6 +59,37 @@ def compile_ahead(what: str, function: Any, *arguments: Any) -> jax.stages.Compi
     seconds = time.monotonic() - start
     logger.info("compiled %s in %.1f s%s", what, seconds, _describe(compiled))
     return compiled
+
+
+@contextlib.contextmanager
+def beside() -> Iterator[Callable[[Callable[[], T]], Callable[[], T]]]:
+    """Compiling on another core, in the order asked for, while this thread goes on.
+
+    XLA compiles a program on one core for the most part. Several processes compile in
+    step, and so in this thread.
+
+    Yields:
+      A function that begins work, and gives a function that waits for its result.
+    """
+    if jax.process_count() > 1:
+        yield functools.cache
+        return
+    precision = jax.config.jax_default_matmul_precision  # of this thread alone
+
+    def begin(work: Callable[[], T]) -> Callable[[], T]:
+        def same_work() -> T:
+            with jax.default_matmul_precision(precision):
+                return work()
+
+        return executor.submit(same_work).result
+
+    executor = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+    try:
+        yield begin
+    except BaseException:
+        executor.shutdown(wait=False, cancel_futures=True)
+        raise
+    executor.shutdown(wait=False)
 
 
 def working_bytes(compiled: jax.stages.Compiled) -> int:

@@ -13,6 +13,7 @@ from harmoniad_jax.inference.trained import Trained
 from harmoniad_jax.model.encoders.encoder import Features
 from harmoniad_jax.model.scoring import Prediction
 from harmoniad_jax.phases import phase
+from harmoniad_jax.run.run import Run
 
 
 class Predictor:
@@ -32,7 +33,7 @@ class Predictor:
         self.trained, self._inputs = trained, inputs or trained.inputs
         run, state = trained.run, trained.state
         self._arguments = (state.params, state.statistics, trained.encoder_params)
-        self._step = jax.jit(run.steps.predict_step, out_shardings=replicated(run.mesh))
+        self._step = predict_program(run)
         self._programs: dict[Any, jax.stages.Compiled] = {}
 
     def __call__(self, records: Sequence[Record], title: str) -> Prediction:
@@ -71,6 +72,11 @@ class Predictor:
                 lowered = self._step.lower(*self._arguments, batch)
                 self._programs[key] = lowered.compile()
         return jax.device_get(self._programs[key](*self._arguments, batch))
+
+
+def predict_program(run: Run) -> Any:
+    """Jitted: parameters, statistics, encoder's weights and a batch -> `Prediction`."""
+    return jax.jit(run.steps.predict_step, out_shardings=replicated(run.mesh))
 
 
 def batch_sizes(largest: int, devices: int) -> tuple[int, ...]:

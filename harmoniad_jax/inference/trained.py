@@ -152,10 +152,14 @@ def _appearance(run: Run, records: Sequence[Record]) -> dict[str, list[dict[str,
     return {category: [looks[row] for row in rows[category]] for category in rows}
 
 
+def distance_program(run: Run) -> Any:
+    """Jitted: parameters, encoder's weights and a batch -> `Steps.distance_step`."""
+    return jax.jit(run.steps.distance_step, out_shardings=replicated(run.mesh))
+
+
 def _distances(trained: Trained, records: Sequence[Record], title: str) -> list[Distances]:
     """Distances of the records, for each shape of images."""
-    run = trained.run
-    step = jax.jit(run.steps.distance_step, out_shardings=replicated(run.mesh))
+    run, step = trained.run, distance_program(trained.run)
     found = []
     for rows in run.preprocessor.by_shape([r.category for r in records]).values():
         batches: list[dict[str, np.ndarray]] = []

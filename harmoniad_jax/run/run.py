@@ -98,8 +98,12 @@ class Run:
 
     def new_state(self) -> TrainState:
         """The state before the first step, on all devices of the mesh."""
+        return self.state_program()()
+
+    def state_program(self) -> jax.stages.Compiled:
+        """What draws it, compiled; without arguments."""
         shardings = shardings_of(self.abstract_state())
-        return jax.jit(self.initial_state, out_shardings=shardings)()
+        return jax.jit(self.initial_state, out_shardings=shardings).lower().compile()
 
     def place_encoder(self) -> Any:
         """The encoder's weights on all devices of the mesh."""

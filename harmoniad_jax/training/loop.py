@@ -15,12 +15,13 @@ from harmoniad_jax.checkpoints.folders import has_checkpoints
 from harmoniad_jax.checkpoints.store import Checkpoints
 from harmoniad_jax.config import Config
 from harmoniad_jax.data.folder import masks_of
-from harmoniad_jax.devices.compilation import gigaflops
+from harmoniad_jax.devices.compilation import beside, gigaflops
 from harmoniad_jax.devices.processes import Agreement, is_main
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.evaluation.evaluate import REPORT_FOLDER, evaluate
 from harmoniad_jax.features.encode import evaluation_inputs, image_reader
 from harmoniad_jax.features.reading import ImageReader
+from harmoniad_jax.inference.compile_early import compile_evaluation
 from harmoniad_jax.inference.trained import Trained, measured_on_good_images
 from harmoniad_jax.report.html.writer import ReportWriter
 from harmoniad_jax.run.identity import Identity, as_begun, check_identity
@@ -91,24 +92,33 @@ def _train_and_evaluate(
             write_config(run.config, workdir)
 
         encoder_params = run.place_encoder()
-        describe_run(run)
-        if resumes:
-            state, iterator_state, calibration, finished = checkpoints.restore(
-                run.abstract_state()
-            )
-            logger.info("continuing after step %d", int(state.step))
-        else:
-            state, iterator_state = run.new_state(), None
-            calibration, finished = None, False
-
-        inputs = evaluation_inputs(run, encoder_params, reader)
-        if int(state.step) < settings.num_steps:
-            stepper = make_stepper(run, encoder_params, reader)
-            reader = None  # and what it still keeps in memory
+        with beside() as begin:
+            new_state = None if resumes else begin(run.state_program)
+            describe_run(run)
+            done, iterator_state, calibration, finished = 0, None, None, False
+            if resumes:
+                state, iterator_state, calibration, finished = checkpoints.restore(
+                    run.abstract_state()
+                )
+                done = int(state.step)
+                logger.info("continuing after step %d", done)
+            has_steps_left = done < settings.num_steps
+            if has_steps_left:
+                evaluation = begin(
+                    functools.partial(compile_evaluation, run, encoder_params)
+                )
+            inputs = evaluation_inputs(run, encoder_params, reader)
+            if has_steps_left:
+                stepper = make_stepper(run, encoder_params, reader)
+                reader = None  # and what it still keeps in memory
+            if new_state is not None:
+                state = new_state()()
+        if has_steps_left:
             if iterator_state is not None:
                 stepper.batches.set_state(iterator_state)
             state = _train(run, state, stepper, checkpoints, identity, workdir)
             iterator_state = stepper.batches.get_state()
+            evaluation()
         trained = Trained(run, state, encoder_params, inputs, calibration)
         if not finished:
             try:

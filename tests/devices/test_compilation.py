@@ -1,11 +1,14 @@
 """Compiling ahead of time, and keeping what was compiled."""
 
+import concurrent.futures
 import dataclasses
+import functools
 import logging
 import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import jax
@@ -15,7 +18,7 @@ import pytest
 from run_helpers import shallow
 
 from harmoniad_jax.config import with_settings
-from harmoniad_jax.devices.compilation import compile_ahead, flops, gigaflops
+from harmoniad_jax.devices.compilation import beside, compile_ahead, flops, gigaflops
 from harmoniad_jax.run.run import prepare_run
 
 ROOT = Path(__file__).parents[2]
@@ -107,3 +110,50 @@ def test_operations_of_a_run_are_counted_apart_from_its_devices(tiny_config, att
     assert f"mhlo.num_partitions = {run.mesh.size} " in on_mesh.as_text()
     whole = flops(run.steps.counted.update, run.abstract_state(), features)
     assert whole == flops(parts.counted.update, run.abstract_state(), features)
+
+
+def test_work_beside_is_done_in_its_order_in_another_thread():
+    done = []
+
+    def work(name):
+        done.append(
+            (name, threading.current_thread(), jax.config.jax_default_matmul_precision)
+        )
+        return name
+
+    with jax.default_matmul_precision("highest"), beside() as begin:
+        results = [begin(functools.partial(work, name)) for name in "abc"]
+        assert [result() for result in results] == ["a", "b", "c"]
+    assert [name for name, *_ in done] == ["a", "b", "c"]
+    assert {thread for _, thread, _ in done}.isdisjoint({threading.current_thread()})
+    # What holds in this thread holds there.
+    assert {precision for *_, precision in done} == {"highest"}
+
+
+def test_work_beside_outlives_the_block_and_tells_its_error():
+    may_end = threading.Event()
+    with beside() as begin:
+        first, second = begin(may_end.wait), begin(lambda: 1 / 0)
+    may_end.set()
+    assert first()
+    with pytest.raises(ZeroDivisionError):
+        second()
+
+
+def test_after_an_error_nothing_more_is_begun_beside():
+    may_end, begun = threading.Event(), []
+    with pytest.raises(KeyError), beside() as begin:
+        begin(may_end.wait)
+        second = begin(lambda: begun.append("second"))
+        raise KeyError
+    may_end.set()
+    with pytest.raises(concurrent.futures.CancelledError):
+        second()
+    assert not begun
+
+
+def test_several_processes_compile_in_step(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with beside() as begin:
+        threads = begin(threading.current_thread)
+        assert threads() is threading.current_thread()
