@@ -77,9 +77,10 @@ def _samples(
                 kind=kind,
                 score=float(measured.scores[index]),
                 image=scale_to(image, anomaly_map.shape),
-                mask=maps.masks[row] if maps.known[row] else None,
-                anomaly_map=anomaly_map,
-                branch_maps={n: branches[n][row] for n in BRANCHES if n in branches},
+                # Copies: they outlive the maps of all other images.
+                mask=maps.masks[row].copy() if maps.known[row] else None,
+                anomaly_map=anomaly_map.copy(),
+                branch_maps={n: branches[n][row].copy() for n in BRANCHES if n in branches},
             )
         )
     return samples

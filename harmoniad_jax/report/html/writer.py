@@ -11,6 +11,7 @@ part of a path.
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -41,6 +42,8 @@ class ReportWriter:
     It grows in a hidden folder beside its own, which takes the name in `finish`: there
     is a whole report or none. Without `finish`, an older one stays as it was.
 
+    A thread draws a category while the next one is predicted.
+
     It stays below `MOST_BYTES`: each category has an equal share of what is left, and says
     so where not all of its samples or plots fit in.
 
@@ -59,6 +62,8 @@ class ReportWriter:
         self._folder = folder.resolve()
         self._partial = self._folder.with_name(f".{self._folder.name}.partial")
         self._sections: list[Section] = []
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._drawn: Future[None] | None = None
         _check_replaceable(self._folder)
 
     def __enter__(self) -> Self:
@@ -74,10 +79,22 @@ class ReportWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._thread.shutdown()
         shutil.rmtree(self._partial, ignore_errors=True)
 
     def add(self, content: CategoryContent) -> None:
-        """Writes the plots and images of a category, as many as its share allows."""
+        """Writes the plots and images of a category, as many as its share allows.
+
+        It waits for the category before, and so raises what went wrong with that.
+        """
+        self._wait()
+        self._drawn = self._thread.submit(self._add, content)
+
+    def _wait(self) -> None:
+        if self._drawn is not None:
+            self._drawn.result()
+
+    def _add(self, content: CategoryContent) -> None:
         number = f"{len(self._sections) + 1:03d}"
         waiting = max(self._expected - len(self._sections), 1)
         room = self._left // waiting - ROW_BYTES
@@ -122,6 +139,7 @@ class ReportWriter:
         Returns:
           The path of its `index.html`.
         """
+        self._wait()
         page = document(results, self._sections)
         # Bytes of a file name that are not text are spelt out.
         index = self._partial / INDEX
