@@ -110,7 +110,7 @@ def describe_run(run: "Run") -> str:
     """What lives on each device of a mesh."""
     from scaling.programs import abstract_encoder_params, bytes_per_device
 
-    state = run.abstract_state()
+    state = run.abstract_state
     parts = {
         "parameters": state.params,
         "optimizer state": state.opt_state,

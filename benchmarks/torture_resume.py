@@ -55,7 +55,7 @@ def final_state(workdir: Path):
     with Checkpoints(workdir, read_only=True) as checkpoints:
         config = with_last_settings(checkpoints.read_identity().config, workdir)
         run = prepare_run(config)
-        return jax.device_get(checkpoints.restore(run.abstract_state()).state)
+        return jax.device_get(checkpoints.restore(run.abstract_state).state)
 
 
 def differing(first: Path, second: Path) -> list[str]:

@@ -48,7 +48,7 @@ def final_state(config: Config, workdir: Path):
     """The state of the latest checkpoint, on the host."""
     run = prepare_run(config)
     with Checkpoints(workdir, read_only=True) as checkpoints:
-        return jax.device_get(checkpoints.restore(run.abstract_state()).state)
+        return jax.device_get(checkpoints.restore(run.abstract_state).state)
 
 
 @contextlib.contextmanager

@@ -153,7 +153,7 @@ def measure(root: Path, folder: Path) -> dict[str, Any]:
 
     def restore() -> Any:
         with Checkpoints(workdir, read_only=True) as checkpoints:
-            return checkpoints.restore(run.abstract_state())
+            return checkpoints.restore(run.abstract_state)
 
     stage("save a checkpoint", save)
     stage("restore it", restore)

@@ -190,7 +190,7 @@ def _compiled_head(
     state = run.new_state()
     program = jax.jit(
         several_steps(run, steps),
-        out_shardings=(shardings_of(run.abstract_state()), replicated(run.mesh)),
+        out_shardings=(shardings_of(run.abstract_state), replicated(run.mesh)),
         donate_argnums=0,
     )
     rows = np.arange(steps * batch, dtype=np.int32).reshape(steps, batch) % batch

@@ -30,7 +30,7 @@ def measure(workdir: Path, scratch: Path) -> dict[str, float]:
         identity = checkpoints.read_identity()
         # No image is needed to know the shapes of the state.
         run = prepare_run(identity.config, Dataset([], []))
-        abstract = run.abstract_state()
+        abstract = run.abstract_state
         start = time.perf_counter()
         state, iterator_state, calibration, _ = checkpoints.restore(abstract)
         jax.block_until_ready(state)

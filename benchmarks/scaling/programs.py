@@ -86,7 +86,7 @@ def abstract_encoder_params(run: Run) -> Any:
 def compile_step(run: Run, program: str) -> Program:
     """Compiles one of `PROGRAMS`, as `training.stepping` does."""
     batch, side = run.config.train.batch_size, run.config.data.image_side
-    split, state = batched(run.mesh), run.abstract_state()
+    split, state = batched(run.mesh), run.abstract_state
     if program == "features":
         features = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, run.config.cache.dtype),
@@ -175,7 +175,7 @@ def weight_shapes(run: Run) -> set[tuple[int, ...]]:
 
     And of the rows of depthwise kernels, whose gradients are summed one by one.
     """
-    weights = jax.tree.leaves((run.abstract_state().params, abstract_encoder_params(run)))
+    weights = jax.tree.leaves((run.abstract_state.params, abstract_encoder_params(run)))
     return {
         _bare(shape)
         for leaf in weights

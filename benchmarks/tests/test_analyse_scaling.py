@@ -238,7 +238,7 @@ def test_the_gradients_of_a_compiled_step_are_the_parameters_bytes(gate):
     options, config = analyse_scaling.parse(["--mesh", "8x1", "--images", "1", *settings])
     run = abstract_run(analyse_scaling.on_mesh(config, (8, 1), options.images))
     rows = by_purpose(compile_step(run, "features").collectives, run)
-    flat = jax.tree_util.tree_leaves_with_path(run.abstract_state().params)
+    flat = jax.tree_util.tree_leaves_with_path(run.abstract_state.params)
     # The kernels of a block are added up, and so have one gradient, that of the largest.
     summed = sum(
         leaf.size

@@ -25,7 +25,7 @@ def compile_evaluation(run: Run, encoder_params: object) -> None:
     """
     if not jax.config.jax_compilation_cache_dir:
         return
-    state = run.abstract_state()
+    state = run.abstract_state
     for shape in run.preprocessor.all_shapes:
         batch = _batch(run, shape)
         distance_program(run).lower(state.params, encoder_params, batch).compile()

@@ -47,7 +47,7 @@ def open_trained(workdir: Path, changes: Mapping[str, Any] | None = None) -> Tra
         run = prepare_run(config, preprocessor=stored.preprocessor)
         given = Identity.of(run, stored.train_fingerprint)
         check_identity(stored, given, workdir)
-        checkpoint = checkpoints.restore(run.abstract_state(), to_train=False)
+        checkpoint = checkpoints.restore(run.abstract_state, to_train=False)
         run, missing = _of_trained_products(run, stored, checkpoint.calibration, workdir)
         # A finished run has seen its training images: they may change or go.
         if not checkpoint.finished:
@@ -165,7 +165,7 @@ def open_for_new_images(
             run = prepare_run(config, no_images, preprocessor=stored.preprocessor)
             check_encoder(stored, Identity.of(run, stored.train_fingerprint), workdir)
         with phase("restoring"):
-            checkpoint = checkpoints.restore(run.abstract_state(), to_train=False)
+            checkpoint = checkpoints.restore(run.abstract_state, to_train=False)
         if white_level is not None:
             levels = Levels(fixed=white_level)
             preprocessor = dataclasses.replace(run.preprocessor, levels=levels)

@@ -4,6 +4,7 @@ Everything that can be wrong is found here, cheapest first, before anything heav
 """
 
 import dataclasses
+import functools
 import logging
 from typing import Any
 
@@ -91,6 +92,7 @@ class Run:
             self.config.train.seed,
         )
 
+    @functools.cached_property
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state."""
         shapes = jax.eval_shape(self.initial_state)
@@ -102,7 +104,7 @@ class Run:
 
     def state_program(self) -> jax.stages.Compiled:
         """What draws it, compiled; without arguments."""
-        shardings = shardings_of(self.abstract_state())
+        shardings = shardings_of(self.abstract_state)
         return jax.jit(self.initial_state, out_shardings=shardings).lower().compile()
 
     def place_encoder(self) -> Any:

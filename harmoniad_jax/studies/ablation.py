@@ -365,7 +365,7 @@ def _differences(run: Mapping[str, Any], config: Config) -> list[str]:
 def _cost(config: Config) -> dict[str, Any]:
     """Trainable parameters and floating-point operations of a step's trained part."""
     run = prepare_run(config, Dataset(train=[], test=[]))
-    state = run.abstract_state()
+    state = run.abstract_state
     features = run.encoder.feature_shapes(config.train.batch_size)
     return {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),

@@ -98,7 +98,7 @@ def _train_and_evaluate(
             done, iterator_state, calibration, finished = 0, None, None, False
             if resumes:
                 state, iterator_state, calibration, finished = checkpoints.restore(
-                    run.abstract_state()
+                    run.abstract_state
                 )
                 done = int(state.step)
                 logger.info("continuing after step %d", done)
@@ -161,7 +161,7 @@ def describe_run(run: Run) -> None:
     """Says what is about to be trained, on what, and what a step costs."""
     description, data = run.encoder.description, run.dataset
     untrained = description.folder is None
-    state = jax.eval_shape(run.initial_state)
+    state = run.abstract_state
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     batch, parts = batch_of(run), run.config.train.micro_batches
     steps, encoder = run.steps.counted, run.encoder

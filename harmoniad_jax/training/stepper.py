@@ -111,7 +111,7 @@ class Stepper:
           shardings: of the arguments that follow the state.
           *arguments: their shapes.
         """
-        state = self.run.abstract_state()
+        state = self.run.abstract_state
         state_sharding = shardings_of(state)
         jitted = jax.jit(
             functools.partial(function, shares=self._data.batch.shares),

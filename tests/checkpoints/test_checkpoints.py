@@ -67,8 +67,8 @@ def identity(tiny_config):
 def test_the_optimizers_state_is_left_where_it_is_not_needed(trained_run):
     run = prepare_run(trained_run.config)
     with Checkpoints(trained_run.workdir, read_only=True) as checkpoints:
-        whole = checkpoints.restore(run.abstract_state()).state
-        part = checkpoints.restore(run.abstract_state(), to_train=False).state
+        whole = checkpoints.restore(run.abstract_state).state
+        part = checkpoints.restore(run.abstract_state, to_train=False).state
     assert jax.tree.leaves(whole.opt_state)
     assert_bitwise_equal(part, whole.replace(opt_state=None))
 

@@ -106,10 +106,10 @@ def test_operations_of_a_run_are_counted_apart_from_its_devices(tiny_config, att
     )
     assert "mhlo.num_partitions = 1 " in lowered.as_text()
     # On the run's own devices it is another program. Parts count the same.
-    on_mesh = jax.jit(run.steps.update).lower(run.abstract_state(), features)
+    on_mesh = jax.jit(run.steps.update).lower(run.abstract_state, features)
     assert f"mhlo.num_partitions = {run.mesh.size} " in on_mesh.as_text()
-    whole = flops(run.steps.counted.update, run.abstract_state(), features)
-    assert whole == flops(parts.counted.update, run.abstract_state(), features)
+    whole = flops(run.steps.counted.update, run.abstract_state, features)
+    assert whole == flops(parts.counted.update, run.abstract_state, features)
 
 
 def test_work_beside_is_done_in_its_order_in_another_thread():

@@ -42,7 +42,7 @@ def run_on(config, data: int, model: int, **settings):
 @functools.cache
 def compiled_update(config, data: int, model: int):
     run = run_on(config, data, model)
-    abstract = run.abstract_state()
+    abstract = run.abstract_state
     shardings = shardings_of(abstract)
     update = jax.jit(
         run.steps.update,
@@ -96,7 +96,7 @@ def test_every_mesh_gives_the_same(smallest, on_one_device, data, model):
 
 
 def test_weights_and_optimizer_are_split_over_the_model_axis(smallest):
-    state = run_on(smallest, 2, 4).abstract_state()
+    state = run_on(smallest, 2, 4).abstract_state
     for leaf in jax.tree.leaves(state):
         mine = np.prod(leaf.sharding.shard_shape(leaf.shape))
         assert mine == leaf.size / (4 if leaf.size >= SMALLEST_SPLIT else 1)
@@ -136,7 +136,7 @@ def test_split_weights_are_gathered_and_activations_stay(smallest):
     gathered = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather\(.*op_name=\"(.*?)\"", text)
     weights = {
         tuple(sorted(leaf.shape))
-        for leaf in jax.tree.leaves(run.abstract_state().params)
+        for leaf in jax.tree.leaves(run.abstract_state.params)
         if leaf.size >= SMALLEST_SPLIT
     }
     shapes = [
@@ -146,7 +146,7 @@ def test_split_weights_are_gathered_and_activations_stay(smallest):
     ]
     assert set(shapes) == weights
     # Once each: what was gathered for the loss is used again for its gradient.
-    params = jax.tree.leaves(run.abstract_state().params)
+    params = jax.tree.leaves(run.abstract_state.params)
     assert len(shapes) == sum(leaf.size >= SMALLEST_SPLIT for leaf in params)
 
 

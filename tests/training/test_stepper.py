@@ -43,7 +43,7 @@ def prepared(config):
 def compiled_update(config):
     run = prepared(config)
     shapes = run.encoder.feature_shapes(config.train.batch_size)
-    return jax.jit(run.steps.update).lower(run.abstract_state(), shapes).compile()
+    return jax.jit(run.steps.update).lower(run.abstract_state, shapes).compile()
 
 
 @functools.cache
