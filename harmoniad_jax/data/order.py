@@ -112,6 +112,7 @@ def training_batches(
     load: Loader,
     *,
     rows: Sequence[int],
+    filled: Sequence[int] | None = None,
     threads: int,
     process_index: int = 0,
     process_count: int = 1,
@@ -121,29 +122,46 @@ def training_batches(
     Args:
       order: see `training_order`.
       load: gives what a batch holds of a record.
-      rows: of each shape in a batch over all processes, multiples of their number; their
-        sum is B.
+      rows: of each shape in a batch over all processes; their sum is B.
+      filled: rows of each shape that are yielded over all processes, multiples of their
+        number: its last row is repeated up to there. None: as many as `rows`.
       threads: that load at the same time; they change nothing but the speed.
       process_index, process_count: which rows of each batch to read.
 
     Returns:
       Yields a tuple with an element for each shape: what `load` returns with a leading axis
-      of its rows / process_count. `get_state` and `set_state` continue it exactly after the
+      of `filled` / process_count. `get_state` and `set_state` continue it exactly after the
       last batch that was taken, with any number of processes.
     """
-    mine = [count // process_count for count in rows]
+    sizes = [count // process_count for count in filled or rows]
+    mine = [
+        _own_rows(count, size, process_index)
+        for count, size in zip(rows, sizes, strict=True)
+    ]
     if process_count > 1:
-        order = grain.MapDataset.source(
-            _ProcessShare(order, tuple(rows), process_index, process_count)
-        )
+        order = grain.MapDataset.source(_ProcessShare(order, tuple(rows), tuple(mine)))
 
     def by_shape(loaded: Sequence[Any]) -> tuple[Any, ...]:
         remaining = iter(loaded)
-        parts = [list(itertools.islice(remaining, count)) for count in mine]
-        return tuple(stacked(part, part[0], len(part)) for part in parts)
+        parts = [list(itertools.islice(remaining, len(own))) for own in mine]
+        return tuple(
+            stacked(part, part[-1], size) for part, size in zip(parts, sizes, strict=True)
+        )
 
-    dataset = order.map(load).batch(sum(mine), batch_fn=by_shape)
+    dataset = order.map(load).batch(sum(map(len, mine)), batch_fn=by_shape)
     return iter(dataset.to_iter_dataset(grain.ReadOptions(threads, PREFETCHED_BATCHES)))
+
+
+def _own_rows(count: int, size: int, process_index: int) -> range:
+    """The rows of a shape that a process reads, at least one.
+
+    Args:
+      count: of that shape in a batch.
+      size: rows of each process, once all are filled up.
+      process_index: whose rows they are.
+    """
+    first = min(process_index * size, count - 1)
+    return range(first, min(first + size, count))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,23 +169,24 @@ class _ProcessShare:
     """The records of one process: the same consecutive rows of each shape in every batch.
 
     So the batches are the same whatever the number of processes, row for row.
+
+    rows: of each shape in a batch.
+    mine: which of them this process reads.
     """
 
     order: grain.MapDataset
     rows: Sequence[int]
-    process_index: int
-    process_count: int
+    mine: Sequence[range]
 
     def __len__(self) -> int:
-        return len(self.order) // self.process_count
+        return len(self.order) // sum(self.rows) * sum(map(len, self.mine))
 
     def __getitem__(self, index: int) -> Record:
-        batch, row = divmod(index, sum(self.rows) // self.process_count)
+        batch, row = divmod(index, sum(map(len, self.mine)))
         first = batch * sum(self.rows)
-        for count in self.rows:
-            mine = count // self.process_count
-            if row < mine:
+        for count, own in zip(self.rows, self.mine, strict=True):
+            if row < len(own):
                 break
-            row -= mine
+            row -= len(own)
             first += count
-        return self.order[first + self.process_index * mine + row]
+        return self.order[first + own[row]]

@@ -86,34 +86,31 @@ def _median_aspect(records: Sequence[Record]) -> float:
     return statistics.median(aspects) if aspects else 1.0
 
 
-def share_rows(
-    weights: Mapping[Shape, float], batch_size: int, divisor: int
-) -> dict[Shape, int]:
-    """How many rows of a training batch each shape has.
+def share_rows(weights: Mapping[Shape, float], batch_size: int) -> dict[Shape, int]:
+    """How many rows of a training batch each shape has, on any number of devices.
 
-    In proportion to the weights, as nearly as a multiple of `divisor` and at least one such
-    multiple allow: units go one by one to the shape that is furthest below its share.
+    In proportion to the weights, as nearly as whole rows and at least one of each allow:
+    rows go one by one to the shape that is furthest below its share.
 
     Args:
       weights: of each shape, > 0; such as the number of its images.
-      batch_size: B, a multiple of `divisor`.
-      divisor: what every number of rows is a multiple of.
+      batch_size: B.
 
     Returns:
       Rows by shape, sorted; their sum is B.
 
     Raises:
-      UserError: there are more shapes than multiples of `divisor` in B.
+      UserError: there are more shapes than rows.
     """
-    units, total = batch_size // divisor, sum(weights.values())
-    if units < len(weights):
-        parts = f" on {divisor} devices or parts" if divisor > 1 else ""
+    if batch_size < len(weights):
         raise UserError(
             f"config.train.batch_size is {batch_size}, but images have {len(weights)} "
-            f"shapes and each needs its rows{parts}; take at least "
-            f"{len(weights) * divisor}, or config.data.fit=squash."
+            f"shapes and each needs a row; take at least {len(weights)}, or "
+            "config.data.fit=squash, in a new --workdir if the run has begun."
         )
+    total = sum(weights.values())
     rows = dict.fromkeys(sorted(weights), 1)
-    for _ in range(units - len(rows)):
-        rows[max(rows, key=lambda shape: weights[shape] / total * units - rows[shape])] += 1
-    return {shape: count * divisor for shape, count in rows.items()}
+    for _ in range(batch_size - len(rows)):
+        missing = {s: weights[s] / total * batch_size - rows[s] for s in rows}
+        rows[max(missing, key=missing.get)] += 1
+    return rows

@@ -10,6 +10,8 @@ to anomalies too.
 
 A batch may hold images of several shapes, which are computed apart. Their losses are then
 averaged, weighted by the shapes' shares; which positions are easy is asked of all at once.
+Rows that only fill a batch up are cut off the distances and not off the maps, which are far
+larger: a cut moves rows between devices.
 """
 
 from collections.abc import Mapping, Sequence
@@ -55,6 +57,7 @@ def hard_cosine(
     comparisons: Sequence[Comparison],
     mining: HardMining | None,
     shares: Sequence[float] = (1.0,),
+    rows: Sequence[int] | None = None,
 ) -> jax.Array:
     """hardcos(F, P), averaged over the batch and the groups.
 
@@ -63,25 +66,36 @@ def hard_cosine(
         [B_s, G, h_s, w_s, D] float32.
       mining: None for the plain gradient.
       shares: of each shape in the mean; their sum is 1.
+      rows: of each shape that count, its first ones; None: all.
 
     Returns:
       float32 scalar in [0, 2].
     """
+    rows = rows or [len(one.target) for one in comparisons]
     if mining is not None:
-        comparisons = _held_back(comparisons, mining)
+        comparisons = _held_back(comparisons, mining, rows)
 
-    return sum(
-        share * cosine_distance(*(maps.reshape(*maps.shape[:2], -1) for maps in one)).mean()
-        for share, one in zip(shares, comparisons, strict=True)
-    )
+    losses = []
+    for one, count in zip(comparisons, rows, strict=True):
+        flat = [maps.reshape(*maps.shape[:2], -1) for maps in one]
+        losses.append(_first(cosine_distance(*flat), count).mean())
+    return sum(share * loss for share, loss in zip(shares, losses, strict=True))
 
 
-def _held_back(comparisons: Sequence[Comparison], mining: HardMining) -> list[Comparison]:
+def _first(distances: jax.Array, count: int) -> jax.Array:
+    """The first rows; all of them, in the usual case, without any operation."""
+    return distances if count == len(distances) else distances[:count]
+
+
+def _held_back(
+    comparisons: Sequence[Comparison], mining: HardMining, rows: Sequence[int]
+) -> list[Comparison]:
     """With predictions whose gradient is smaller at the easiest positions."""
     distances = [jax.lax.stop_gradient(cosine_distance(*one)) for one in comparisons]
     # One threshold per group, over the positions of all shapes and all devices.
+    counted = [_first(d, count) for d, count in zip(distances, rows, strict=True)]
     positions = jnp.concatenate(
-        [jnp.moveaxis(d, 1, 0).reshape(d.shape[1], -1) for d in distances], axis=1
+        [jnp.moveaxis(d, 1, 0).reshape(d.shape[1], -1) for d in counted], axis=1
     )
     threshold = jnp.quantile(positions, mining.share, axis=1)[:, None, None]
     held_back = []
@@ -96,16 +110,17 @@ def total_loss(
     weights: Mapping[str, float],
     mining: HardMining | None,
     shares: Sequence[float] = (1.0,),
+    rows: Sequence[int] | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The weighted sum of the losses of all comparisons, and each of them by name.
 
     Args:
       comparisons: by name, for each shape of images in the batch.
       weights: of each comparison.
-      mining, shares: see `hard_cosine`.
+      mining, shares, rows: see `hard_cosine`.
     """
     losses = {
-        name: hard_cosine([one[name] for one in comparisons], mining, shares)
+        name: hard_cosine([one[name] for one in comparisons], mining, shares, rows)
         for name in comparisons[0]
     }
     return sum(weights[name] * loss for name, loss in losses.items()), losses

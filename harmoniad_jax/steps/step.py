@@ -63,6 +63,7 @@ class Steps:
         encoder_params: Any,
         *images: jax.Array,
         shares: Sequence[float] = (1.0,),
+        rows: Sequence[int] | None = None,
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         """One update.
 
@@ -71,19 +72,25 @@ class Steps:
           encoder_params: the frozen encoder's weights.
           *images: the batch, of each shape [B_s, H_s, W_s, 3] uint8.
           shares: of each shape in the loss; their sum is 1.
+          rows: of each shape that count, its first ones; None: all. The others only make
+            B_s a multiple of the devices and parts, and nothing learns from them.
 
         Returns:
           The state after it and the metrics, see `update`.
         """
         encode = functools.partial(self._encode, encoder_params)
         features = [in_parts(self.micro_batches, encode, one) for one in images]
-        return self.update(state, *features, shares=shares)
+        return self.update(state, *features, shares=shares, rows=rows)
 
     def _encode(self, encoder_params: Any, images: jax.Array) -> Features:
         return self.encoder.encode(gathered(self.model.mesh, encoder_params), images)
 
     def update(
-        self, state: TrainState, *features: Features, shares: Sequence[float] = (1.0,)
+        self,
+        state: TrainState,
+        *features: Features,
+        shares: Sequence[float] = (1.0,),
+        rows: Sequence[int] | None = None,
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         """The trained half of `train_step`, from features of any floating-point dtype.
 
@@ -93,7 +100,7 @@ class Steps:
         Args:
           state: before the step.
           *features: of the batch, for each shape of its images.
-          shares: see `train_step`.
+          shares, rows: see `train_step`.
 
         Returns:
           The state after the step, and scalars: "loss", "loss_NAME" of each comparison
@@ -103,7 +110,7 @@ class Steps:
         features = _exact(features)
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         gradients, metrics = jax.grad(self._loss, has_aux=True)(
-            gathered(self.model.mesh, state.params), features, key, state.step, shares
+            gathered(self.model.mesh, state.params), features, key, state.step, shares, rows
         )
         metrics["gradient_norm"] = optax.global_norm(gradients)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
@@ -133,7 +140,7 @@ class Steps:
         metrics["skipped_in_a_row"] = state.skipped_in_a_row
         return state, metrics
 
-    def _loss(self, params, features, key, step, shares):
+    def _loss(self, params, features, key, step, shares, rows):
         mining = None
         if self.loss.hard_mining:
             share = easy_share(step, self.loss.easy_share, self.loss.easy_steps)
@@ -150,7 +157,7 @@ class Steps:
             keys = own if parts == 1 else jax.random.split(own, parts)
             comparisons.append(in_parts(parts, predict, one, each=keys))
         weights = self._weights(self.loss.high_weight, self.loss.low_weight)
-        loss, losses = total_loss(comparisons, weights, mining, shares)
+        loss, losses = total_loss(comparisons, weights, mining, shares, rows)
         return loss, {"loss": loss} | {f"loss_{k}": v for k, v in losses.items()}
 
     def _weights(self, high: float, low: float) -> dict[str, float]:

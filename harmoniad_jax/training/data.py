@@ -31,13 +31,17 @@ class Batch(NamedTuple):
     """What every training batch is made of, shape by shape.
 
     Attributes:
-      rows: of each shape (height, width) in pixels; their sum is the batch's size.
+      rows: of each shape (height, width) in pixels; their sum is the batch's size. They
+        are the same on any number of devices.
       shares: of each shape in the loss: that of its images, or with balanced categories
         that of its categories. What rows have to be rounded to changes no expectation.
+      filled: rows of each shape that are computed: filled up, by repeating the last one,
+        to a multiple of the devices and of the parts. Those count nowhere in the loss.
     """
 
     rows: dict[Shape, int]
     shares: tuple[float, ...]
+    filled: dict[Shape, int]
 
 
 class TrainingData(NamedTuple):
@@ -64,7 +68,7 @@ def batch_of(run: Run) -> Batch:
     """The rows of each shape in the run's training batches.
 
     Raises:
-      UserError: the batch is too small for so many shapes.
+      UserError: the batch has fewer rows than there are shapes.
     """
     shapes: dict[Shape, list[Record]] = {}
     for record in run.dataset.train:
@@ -75,9 +79,11 @@ def batch_of(run: Run) -> Batch:
         for shape in sorted(shapes)
     }
     total, settings = sum(weights.values()), run.config.train
-    divisor = run.mesh.size * settings.micro_batches
-    rows = share_rows(weights, settings.batch_size, divisor)
-    return Batch(rows, tuple(weight / total for weight in weights.values()))
+    rows = share_rows(weights, settings.batch_size)
+    shares = tuple(weight / total for weight in weights.values())
+    unit = run.mesh.size * settings.micro_batches
+    filled = {shape: -(-count // unit) * unit for shape, count in rows.items()}
+    return Batch(rows, shares, filled)
 
 
 def training_data(

@@ -30,7 +30,7 @@ from harmoniad_jax.run.stored import write_config
 from harmoniad_jax.signals import Interrupted, deferred
 from harmoniad_jax.steps.state import TrainState
 from harmoniad_jax.steps.step import FINITE
-from harmoniad_jax.training.data import batch_of
+from harmoniad_jax.training.data import Batch, batch_of
 from harmoniad_jax.training.progress import Fetched, MetricsWriter
 from harmoniad_jax.training.stepper import Stepper, make_stepper
 from harmoniad_jax.words import in_words
@@ -69,20 +69,22 @@ def _train_and_evaluate(
     config: Config, workdir: Path, given: Collection[str]
 ) -> dict[str, Any]:
     resumes = has_checkpoints(workdir)
-    preprocessor = None
+    preprocessor, step = None, 0
     if resumes:
-        stored = _stored_identity(workdir)
+        stored, step = _stored(workdir)
         preprocessor = stored.preprocessor
         config = as_begun(config, stored, workdir, given)
     run = prepare_run(config, preprocessor=preprocessor, for_training=True)
     identity = Identity.of(run, run.dataset.train_fingerprint)
+    settings = run.config.train
+    # A trained run needs no batch: its steps may have been made in another way.
+    batch = batch_of(run) if step < settings.num_steps else None
     if run.config.evaluation.report:
         # Better now than after training: a folder of that name that holds other things.
         ReportWriter(workdir / REPORT_FOLDER)
     reader = None if resumes else image_reader(run)
     if reader is not None and run.config.data.check_images:
         read_images(run, reader)
-    settings = run.config.train
     with Checkpoints(
         workdir, keep=settings.keep_checkpoints, keep_every=settings.keep_every_steps
     ) as checkpoints:
@@ -94,7 +96,7 @@ def _train_and_evaluate(
         encoder_params = run.place_encoder()
         with beside() as begin:
             new_state = None if resumes else begin(run.state_program)
-            describe_run(run)
+            describe_run(run, batch)
             done, iterator_state, calibration, finished = 0, None, None, False
             if resumes:
                 state, iterator_state, calibration, finished = checkpoints.restore(
@@ -134,10 +136,10 @@ def _train_and_evaluate(
     return evaluate(trained, workdir)
 
 
-def _stored_identity(workdir: Path) -> Identity:
-    """That of the run to continue: what was measured at first holds for all of it."""
+def _stored(workdir: Path) -> tuple[Identity, int]:
+    """Of the run to continue: its identity, which holds for all of it, and its step."""
     with Checkpoints(workdir, read_only=True) as checkpoints:
-        return checkpoints.read_identity()
+        return checkpoints.read_identity(), checkpoints.latest_step
 
 
 def read_images(run: Run, reader: ImageReader) -> None:
@@ -157,24 +159,17 @@ def read_images(run: Run, reader: ImageReader) -> None:
     reader.read(encoded, images, masks_of(unknown))
 
 
-def describe_run(run: Run) -> None:
-    """Says what is about to be trained, on what, and what a step costs."""
+def describe_run(run: Run, batch: Batch | None) -> None:
+    """Says what is about to be trained, on what, and what a step costs.
+
+    Args:
+      run: the parts of the run.
+      batch: of every step; None: all steps are taken.
+    """
     description, data = run.encoder.description, run.dataset
     untrained = description.folder is None
     state = run.abstract_state
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    batch, parts = batch_of(run), run.config.train.micro_batches
-    steps, encoder = run.steps.counted, run.encoder
-    features = [encoder.feature_shapes(n, shape) for shape, n in batch.rows.items()]
-    images = [
-        jax.ShapeDtypeStruct((n, *shape, 3), np.uint8) for shape, n in batch.rows.items()
-    ]
-    update = functools.partial(steps.update, shares=batch.shares)
-    trained = gigaflops(update, state, *features)
-    frozen = gigaflops(
-        lambda params, *images: [steps.encoder.encode(params, one) for one in images],
-        *(encoder.params, *images),
-    )
     mesh = " x ".join(f"{size} {axis}" for axis, size in run.mesh.shape.items() if size > 1)
     lines = (
         f"data     {len(data.train)} training, {len(data.held_out)} held-out and "
@@ -188,15 +183,33 @@ def describe_run(run: Run) -> None:
         if untrained
         else f"         weights {run.encoder.weight_hash[:12]}, frozen",
         f"model    {run.config.model.variant}, {parameters:,} trainable parameters",
-        f"step     {trained} trained and {frozen} frozen for "
-        f"{run.config.train.batch_size} images"
-        + (f", in {parts} parts" if parts > 1 else ""),
+        *([] if batch is None else [_cost_of_step(run, batch, state)]),
         f"devices  {run.mesh.size} {jax.devices()[0].device_kind}"
         + (f", {mesh}" if mesh else "")
         + (f", {jax.process_count()} processes" if jax.process_count() > 1 else ""),
     )
     for line in lines:
         logger.info(line)
+
+
+def _cost_of_step(run: Run, batch: Batch, state: TrainState) -> str:
+    """The line on it; `state` may be shapes."""
+    steps, encoder, filled = run.steps.counted, run.encoder, batch.filled
+    features = [encoder.feature_shapes(n, shape) for shape, n in filled.items()]
+    images = [jax.ShapeDtypeStruct((n, *shape, 3), np.uint8) for shape, n in filled.items()]
+    rows = tuple(batch.rows.values())
+    update = functools.partial(steps.update, shares=batch.shares, rows=rows)
+    trained = gigaflops(update, state, *features)
+    frozen = gigaflops(
+        lambda params, *images: [steps.encoder.encode(params, one) for one in images],
+        *(encoder.params, *images),
+    )
+    parts, computed = run.config.train.micro_batches, sum(filled.values())
+    return (
+        f"step     {trained} trained and {frozen} frozen for {sum(rows)} images"
+        + (f", filled up to {computed}" if computed > sum(rows) else "")
+        + (f", in {parts} parts" if parts > 1 else "")
+    )
 
 
 def _sides(run: Run) -> str:

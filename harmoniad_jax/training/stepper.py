@@ -4,7 +4,8 @@ Three ways to the same numbers, by what `training.data` found room for: images a
 read and encoded in every step; their features are read; or all features are in the
 devices' memory and the host sends row numbers alone, for several steps at once.
 
-A step has rows of every shape of images, and is one program.
+A step has rows of every shape of images, and is one program. Rows of each shape are filled
+up to what all devices can share; the loss takes those of the batch alone.
 """
 
 import functools
@@ -72,6 +73,7 @@ class Stepper:
             data.order,
             data.load,
             rows=tuple(data.batch.rows.values()),
+            filled=tuple(data.batch.filled.values()),
             threads=run.config.data.threads,
             **self._share(),
         )
@@ -107,14 +109,16 @@ class Stepper:
         """A step whose state is donated.
 
         Args:
-          function: (state, *arguments, shares=) -> (state, metrics).
+          function: (state, *arguments, shares=, rows=) -> (state, metrics).
           shardings: of the arguments that follow the state.
           *arguments: their shapes.
         """
         state = self.run.abstract_state
         state_sharding = shardings_of(state)
+        batch = self._data.batch
+        rows = tuple(batch.rows.values())
         jitted = jax.jit(
-            functools.partial(function, shares=self._data.batch.shares),
+            functools.partial(function, shares=batch.shares, rows=rows),
             in_shardings=(state_sharding, *shardings),
             out_shardings=(state_sharding, replicated(self.run.mesh)),
             donate_argnums=0,
@@ -134,7 +138,7 @@ class ImageStepper(Stepper):
         split = batched(run.mesh)
         images = [
             jax.ShapeDtypeStruct((rows, *shape, 3), np.uint8, sharding=split)
-            for shape, rows in data.batch.rows.items()
+            for shape, rows in data.batch.filled.items()
         ]
         shardings = (shardings_of(encoder_params), *[split] * len(images))
         self.program = self._compiled(
@@ -158,7 +162,7 @@ class FeatureStepper(Stepper):
                 lambda leaf: jax.ShapeDtypeStruct(leaf.shape, run.config.cache.dtype),
                 run.encoder.feature_shapes(rows, shape),
             )
-            for shape, rows in data.batch.rows.items()
+            for shape, rows in data.batch.filled.items()
         ]
         self.program = self._compiled(
             run.steps.update, (split,) * len(features), *abstract_on(split, features)
@@ -177,7 +181,7 @@ class TableStepper(Stepper):
         super().__init__(run, data)
         everywhere = replicated(run.mesh)
         self.steps_per_call = run.config.train.steps_per_call
-        self._shapes = [(self.steps_per_call, rows) for rows in data.batch.rows.values()]
+        self._shapes = [(self.steps_per_call, rows) for rows in data.batch.filled.values()]
         rows = tuple(
             jax.ShapeDtypeStruct(shape, jnp.int32, sharding=everywhere)
             for shape in self._shapes
@@ -208,26 +212,27 @@ def several_steps(run: Run, most: int) -> Callable:
     calls at other steps than an undisturbed one, and must still run the same program.
 
     Returns:
-      (state, tables, rows, count, shares=) -> (state, metrics of the last step): for each
-      shape of images, `tables` holds `Features` of N images and `rows` [most, B_s] int32
-      into it; `count` is an int32 number of steps; `shares`: see `Steps.train_step`.
+      (state, tables, chosen, count, shares=, rows=) -> (state, metrics of the last step):
+      for each shape of images, `tables` holds `Features` of N images and `chosen`
+      [most, B_s] int32 are rows of it; `count` is an int32 number of steps; `shares` and
+      `rows`: see `Steps.train_step`.
     """
     split = batched(run.mesh)
 
     def steps(
         state: TrainState,
         tables: Sequence[Features],
-        rows: Sequence[jax.Array],
+        chosen: Sequence[jax.Array],
         count: jax.Array,
-        shares: Sequence[float] = (1.0,),
+        **counting: Any,
     ):
         def step(state: TrainState, index: jax.Array | int):
             features = [
-                jax.tree.map(lambda leaf, chosen=chosen: leaf[chosen[index]], table)
-                for table, chosen in zip(tables, rows, strict=True)
+                jax.tree.map(lambda leaf, own=own: leaf[own[index]], table)
+                for table, own in zip(tables, chosen, strict=True)
             ]
             features = jax.lax.with_sharding_constraint(features, split)
-            return run.steps.update(state, *features, shares=shares)
+            return run.steps.update(state, *features, **counting)
 
         _, shapes = jax.eval_shape(step, state, 0)
         nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)

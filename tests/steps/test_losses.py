@@ -159,6 +159,43 @@ def test_a_batch_of_two_shapes_is_one_batch(share):
     np.testing.assert_allclose(gradient, other, rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.parametrize("mining", [None, HardMining(0.7, 0.1)])
+def test_rows_that_fill_a_batch_count_nowhere(mining):
+    """Neither in the loss nor in its gradient nor among the easiest positions."""
+    pairs = [pair(seed) for seed in (8, 9)]
+
+    def loss(predictions, targets, rows):
+        comparisons = list(map(Comparison, targets, predictions))
+        return hard_cosine(comparisons, mining, [0.25, 0.75], rows)
+
+    targets, predictions = zip(*pairs, strict=True)
+    whole = jax.value_and_grad(loss)
+    value, gradients = whole(predictions, targets, None)
+    filled = [
+        [jnp.concatenate([one, one[-1:], -one[:1]]) for one in maps]
+        for maps in (predictions, targets)
+    ]
+    again, others = whole(*filled, tuple(map(len, targets)))
+    assert float(again) == float(value)
+    for gradient, other in zip(gradients, others, strict=True):
+        np.testing.assert_array_equal(other[: len(gradient)], gradient)
+        assert not other[len(gradient) :].any()
+
+
+def test_rows_that_all_count_are_not_cut():
+    """The usual case keeps its program."""
+
+    def program(rows):
+        def loss(target, prediction):
+            one = Comparison(target, prediction)
+            return hard_cosine([one], HardMining(0.7, 0.1), rows=rows)
+
+        return str(jax.make_jaxpr(jax.grad(loss, argnums=1))(*pair(10)))
+
+    count = len(pair(10)[0])
+    assert program((count,)) == program(None) != program((count - 1,))
+
+
 def test_shapes_count_by_their_shares():
     """And not by their rows."""
     target, prediction = pair(7)

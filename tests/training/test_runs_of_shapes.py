@@ -11,6 +11,7 @@ from run_helpers import assert_bitwise_equal, changed, final_state, shallow
 from test_stepper import StopAfter, losses_of
 
 import harmoniad_jax
+from harmoniad_jax.errors import UserError
 from harmoniad_jax.evaluation.evaluate import evaluate_run
 from harmoniad_jax.evaluation.gallery import category_content
 from harmoniad_jax.evaluation.measure import measure
@@ -19,9 +20,9 @@ from harmoniad_jax.inference.predictor import Predictor
 from harmoniad_jax.inference.restore import open_trained
 from harmoniad_jax.model.scoring import map_shape
 from harmoniad_jax.run.run import prepare_run
-from harmoniad_jax.training.data import training_data
+from harmoniad_jax.training.data import batch_of, training_data
 from harmoniad_jax.training.loop import train_and_evaluate
-from harmoniad_jax.training.stepper import make_stepper
+from harmoniad_jax.training.stepper import Stepper, make_stepper
 
 # The shapes of an input of 32 px and patches of 8: 2 x 7 is the nearest to 1:3.
 WIDE, SQUARE = (16, 56), (32, 32)
@@ -245,7 +246,7 @@ def assert_same_lesson(workdir, finished):
 
 @pytest.mark.slow
 def test_four_devices_learn_the_same(config, finished, tmp_path):
-    """The shapes have 4 and 8 rows on one device too."""
+    """A whole run. The shapes have 4 and 8 rows, of which all devices have equally many."""
     train_and_evaluate(changed(config, "sharding", data=4), tmp_path)
     assert_same_lesson(tmp_path, finished)
 
@@ -287,6 +288,96 @@ def test_steps_are_the_same_however_they_are_called(
     assert losses[-1] == pytest.approx(losses_of(finished[0])[-1], rel=2e-3)
 
 
+READ = {
+    "from images": {"enabled": False},
+    "from features": {"on_device": "never"},
+    "from tables": {"on_device": "always"},
+}
+
+
+@pytest.fixture(scope="module")
+def run_on(config, trained):
+    """Makes a run: how images are read, devices, parts, dropout -> run."""
+
+    def make(read, devices, parts=1, dropout=0.2):
+        one = changed(config, "cache", **READ[read])
+        one = changed(one, "sharding", data=devices)
+        one = changed(one, "train", micro_batches=parts)
+        one = changed(one, "model", dropout=dropout)
+        return prepare_run(one, preprocessor=trained.run.preprocessor, for_training=True)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("read", "devices"), [("from images", 3), ("from features", 6), ("from tables", 3)]
+)
+def test_rows_that_do_not_divide_teach_the_same(run_on, finished, read, devices):
+    """4 and 8 rows. Dropout draws for each row what it draws on one device."""
+    run = run_on(read, devices)
+    batch = batch_of(run)
+    assert list(batch.rows.values()) == [4, 8] and batch.filled != batch.rows
+    stepper = make_stepper(run, run.place_encoder())
+    calls = 6 * [1] if stepper.steps_per_call == 1 else [3, 3]
+    losses, _ = stepped(stepper, calls)
+    written = losses[len(calls) // 2 - 1 :: len(calls) // 2]
+    np.testing.assert_allclose(written, losses_of(finished[0]), rtol=2e-3)
+
+
+def test_parts_that_rows_do_not_divide_into_teach_the_same(run_on):
+    """Without dropout, which every part draws on its own."""
+    found = []
+    for devices, parts in ((1, 1), (3, 2)):
+        run = run_on("from tables", devices, parts, dropout=0.0)
+        losses, state = stepped(make_stepper(run, run.place_encoder()), [1, 1])
+        found.append((losses, state.opt_state[1].mu))
+    jax.tree.map(
+        lambda one, other: np.testing.assert_allclose(
+            one, other, rtol=1e-4, atol=1e-3 * np.abs(one).max()
+        ),
+        *found,
+    )
+
+
+def test_other_devices_go_on_with_the_same_images(run_on):
+    """Whatever is filled up for them."""
+    runs = [run_on("from tables", devices) for devices in (1, 6)]
+    one, many = (
+        Stepper(run, training_data(run, run.place_encoder())).batches for run in runs
+    )
+    for _ in range(3):
+        next(one)
+    many.set_state(one.get_state())
+    for _ in range(3):
+        for alone, filled in zip(next(one), next(many), strict=True):
+            assert len(filled) % 6 == 0
+            np.testing.assert_array_equal(filled[: len(alone)], alone)
+            assert set(filled[len(alone) :]) <= {alone[-1]}
+
+
+def test_a_batch_without_a_row_for_each_shape_is_refused_early(config, tmp_path):
+    """Before images are read; but a run that is trained needs no batch any more."""
+    cache = tmp_path / "features"
+    config = changed(config, "cache", folder=str(cache))
+    with pytest.raises(UserError, match="have 2 shapes and each needs a row"):
+        train_and_evaluate(changed(config, "train", batch_size=1), tmp_path / "run")
+    assert not cache.exists() and not (tmp_path / "run").exists()
+
+
+def test_a_trained_run_is_not_refused(config, finished, tmp_path, monkeypatch):
+    """Its steps may have been made by a version that shared rows in another way."""
+
+    def refuse(*_):
+        raise UserError("the batch is too small")
+
+    shutil.copytree(finished[0], tmp_path / "run")
+    monkeypatch.setattr("harmoniad_jax.training.data.share_rows", refuse)
+    # On more devices than could have had rows of both shapes each.
+    on_many = changed(config, "sharding", data=6)
+    again = train_and_evaluate(on_many, tmp_path / "run")
+    assert again["per_category"].keys() == finished[1]["per_category"].keys()
+
+
 @pytest.mark.slow
 def test_an_interrupted_run_ends_as_an_undisturbed_one(
     config, finished, tmp_path, monkeypatch
@@ -305,7 +396,5 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(
 
 
 def test_a_run_cannot_be_continued_with_another_fit(config, finished):
-    with pytest.raises(
-        harmoniad_jax.errors.UserError, match="data.fit is 'squash' but was"
-    ):
+    with pytest.raises(UserError, match="data.fit is 'squash' but was"):
         train_and_evaluate(changed(config, "data", fit="squash"), finished[0])
