@@ -49,9 +49,12 @@ def training_order(
     if len(by_shape) <= 1:
         order = _order_of_one_shape(records, seed, class_balanced)
     else:
-        parts = [
-            _order_of_one_shape(by_shape[shape], seed, class_balanced) for shape in rows
-        ]
+        parts, used = [], 0
+        for shape in rows:
+            own = by_shape[shape]
+            # Other seeds, or shapes of equally many images would be shuffled alike.
+            parts.append(_order_of_one_shape(own, seed + used, class_balanced))
+            used += len(_by_category(own))
         order = grain.MapDataset.source(_RowsOfShapes(parts, tuple(rows.values())))
     if not views:
         return order

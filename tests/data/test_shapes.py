@@ -225,6 +225,19 @@ def test_images_of_a_shape_are_read_equally_often():
         assert epochs <= {int(whole), int(whole) + 1}
 
 
+@pytest.mark.parametrize("balanced", [False, True])
+def test_shapes_are_shuffled_apart(balanced):
+    """Or images of two shapes would meet in the same 12 pairs in every epoch."""
+    records = mixed({"square": 12, "wide": 12})
+    rows = {SHAPES["square"]: 1, SHAPES["wide"]: 1}
+    order = order_of(records, rows=rows, class_balanced=balanced)
+    met = {(order[2 * batch], order[2 * batch + 1]) for batch in range(60)}
+    assert len(met) > 36
+    # The first shape is read as it would be alone.
+    alone = training_order(records[:12], seed=3, class_balanced=balanced)
+    assert [order[2 * row] for row in range(60)] == [alone[row] for row in range(60)]
+
+
 def test_balanced_categories_are_balanced_in_their_shape():
     records = mixed(COUNTS)
     more = [dataclasses.replace(r, category="cube") for r in mixed({"square": 3})]
