@@ -23,6 +23,9 @@ STEPS = 4
 MOST_ASPECT = 8.0
 # Training images of a category, evenly taken, whose aspects are measured.
 MEASURED_IMAGES = 32
+# How batches of several shapes are made up, kept with a run. Raise it when their rows or
+# the order of their images change.
+COMPOSITION = 1
 
 
 def input_shape(aspect: float, side: int, patch: int) -> Shape:

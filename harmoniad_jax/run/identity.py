@@ -8,6 +8,7 @@ from typing import Any
 
 from harmoniad_jax.config import Config
 from harmoniad_jax.data.preprocess import Preprocessor
+from harmoniad_jax.data.shapes import COMPOSITION
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.fields import (
     FEATURES,
@@ -36,6 +37,8 @@ class Identity:
       preprocessor: what makes the encoder's input of an image.
       train_fingerprint: SHA-256 of the training images' names.
       categories: of the training images; None in runs of versions that did not keep them.
+      composition: how batches of several shapes are made up, see `shapes.COMPOSITION`; None
+        in runs of one shape, and of versions that did not keep it.
       older: dotted path -> value of settings that the run has as earlier versions did,
         where that is not the default now.
     """
@@ -47,6 +50,7 @@ class Identity:
     preprocessor: Preprocessor
     train_fingerprint: str
     categories: tuple[str, ...] | None = None
+    composition: int | None = None
     older: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
     @classmethod
@@ -64,11 +68,14 @@ class Identity:
             preprocessor=run.preprocessor,
             train_fingerprint=train_fingerprint,
             categories=run.dataset.categories,
+            composition=COMPOSITION if len(run.preprocessor.all_shapes) > 1 else None,
         )
 
     def to_json(self) -> dict[str, Any]:
         values = dataclasses.asdict(self)
         del values["older"]  # its config has them
+        if self.composition is None:
+            del values["composition"]
         return values
 
     @classmethod
@@ -92,6 +99,7 @@ class Identity:
             preprocessor=Preprocessor.from_json(preprocessor),
             train_fingerprint=values["train_fingerprint"],
             categories=None if categories is None else tuple(categories),
+            composition=values.get("composition"),
             older=older_values(Config, values["config"]),
         )
 

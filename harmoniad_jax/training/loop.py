@@ -37,6 +37,12 @@ from harmoniad_jax.words import in_words
 
 logger = logging.getLogger(__name__)
 
+OTHER_BATCHES = (
+    "the run was begun by another version, which made up batches of several shapes in "
+    "another way: it goes on with other batches, and learns what neither version alone "
+    "would. To compare runs, train anew in another --workdir."
+)
+
 
 def train_and_evaluate(
     config: Config, workdir: Path, given: Collection[str] = ()
@@ -104,6 +110,8 @@ def _train_and_evaluate(
                 )
                 done = int(state.step)
                 logger.info("continuing after step %d", done)
+                if batch is not None and stored.composition != identity.composition:
+                    logger.warning(OTHER_BATCHES)
             has_steps_left = done < settings.num_steps
             if has_steps_left:
                 evaluation = begin(

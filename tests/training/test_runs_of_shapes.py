@@ -7,10 +7,17 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from run_helpers import assert_bitwise_equal, changed, final_state, shallow
+from run_helpers import (
+    assert_bitwise_equal,
+    changed,
+    final_state,
+    rewritten,
+    shallow,
+)
 from test_stepper import StopAfter, losses_of
 
 import harmoniad_jax
+from harmoniad_jax.data.shapes import COMPOSITION
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.evaluation.evaluate import evaluate_run
 from harmoniad_jax.evaluation.gallery import category_content
@@ -378,21 +385,41 @@ def test_a_trained_run_is_not_refused(config, finished, tmp_path, monkeypatch):
     assert again["per_category"].keys() == finished[1]["per_category"].keys()
 
 
-@pytest.mark.slow
-def test_an_interrupted_run_ends_as_an_undisturbed_one(
-    config, finished, tmp_path, monkeypatch
-):
-    """To the last bit."""
-    config = changed(config, "train", log_every_steps=2)
+def interrupt(config, workdir, monkeypatch):
+    """Trains for two calls."""
     with monkeypatch.context() as patch:
         patch.setattr("harmoniad_jax.training.loop.Agreement", StopAfter)
         with pytest.raises(KeyboardInterrupt):
-            train_and_evaluate(config, tmp_path)
+            train_and_evaluate(config, workdir)
+
+
+def test_a_run_that_goes_on_with_other_batches_says_so(
+    config, tmp_path, monkeypatch, caplog
+):
+    """Once: what it saves is of this version."""
+    config = changed(config, "train", log_every_steps=2)
+    interrupt(config, tmp_path, monkeypatch)
+    (path,) = (tmp_path / "checkpoints").glob("[0-9]*")
+    with rewritten(path, "identity") as identity:
+        assert identity.pop("composition") == COMPOSITION
+    for _ in range(2):
+        train_and_evaluate(config, tmp_path)
+    assert caplog.text.count("begun by another version") == 1
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_ends_as_an_undisturbed_one(
+    config, finished, tmp_path, monkeypatch, caplog
+):
+    """To the last bit."""
+    config = changed(config, "train", log_every_steps=2)
+    interrupt(config, tmp_path, monkeypatch)
     assert final_state(config, tmp_path).step == 4
     assert train_and_evaluate(config, tmp_path) == finished[1] | {
         "config_hash": prepare_run(config).config.hash
     }
     assert_bitwise_equal(final_state(config, tmp_path), final_state(config, finished[0]))
+    assert "another version" not in caplog.text
 
 
 def test_a_run_cannot_be_continued_with_another_fit(config, finished):
