@@ -10,9 +10,10 @@ from harmoniad_jax.inference.image_model import ImageModel, Rates
 from harmoniad_jax.inference.predictor import Predictor, batch_sizes
 from harmoniad_jax.inference.restore import open_for_new_images
 from harmoniad_jax.run.normality import GoodImages
+from harmoniad_jax.run.run import Run
 
-# A batch of another size is another program, which may add in another order: scores differ
-# by this share of the largest.
+# A batch of another size is another program, which may add in another order: in float32 on
+# CPUs scores differ by this share of the largest.
 ROUNDING = 1e-5
 
 
@@ -42,7 +43,7 @@ class TrainedModel(ImageModel):
         run = trained.run
         self.config, self._predictor = run.config, Predictor(trained)
         settings = run.config.calibration
-        sizes = batch_sizes(run.evaluation_batch_size, run.mesh.size)
+        sizes = _batch_sizes(run)
         super().__init__(
             run.preprocessor,
             trained.calibration,
@@ -60,6 +61,21 @@ class TrainedModel(ImageModel):
         filled = stacked(images, np.zeros_like(images[0]), size)
         found = self._predictor.predict_batch(filled)
         return found.anomaly_maps[:count], found.image_scores[:count]
+
+
+def _batch_sizes(run: Run) -> tuple[int, ...]:
+    """Sizes of batches that new images are judged in, ascending.
+
+    Several only where they score alike. In bfloat16 scores differ by up to 1e-2 between
+    sizes, so that good images that set the threshold would be above it. Float32 on other
+    devices, which may multiply in fewer bits (TF32), was not measured. There every image is
+    judged in a batch of the size that calibration had.
+    """
+    largest = run.evaluation_batch_size
+    platforms = {device.platform for device in run.mesh.devices.flat}
+    if run.config.encoder.dtype == "float32" and platforms == {"cpu"}:
+        return batch_sizes(largest, run.mesh.size)
+    return (largest,)
 
 
 def _tolerance(calibration: GoodImages | None) -> float:

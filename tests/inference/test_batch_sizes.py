@@ -1,14 +1,20 @@
 """New images are judged in batches of a few sizes, and the size changes nothing."""
 
+import contextlib
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from run_helpers import changed
 
 import harmoniad_jax
 from harmoniad_jax.devices.mesh import make_mesh
+from harmoniad_jax.inference import trained_model
 from harmoniad_jax.inference.predictor import batch_sizes
+from harmoniad_jax.run.run import prepare_run
+from harmoniad_jax.training.loop import train_and_evaluate
 
 # A batch of another size is another program, which may add in another order.
 TOLERANCE = 1e-6
@@ -28,12 +34,19 @@ def test_each_size_is_twice_the_one_before(largest, devices, sizes):
     assert batch_sizes(largest, devices) == sizes
 
 
+@contextlib.contextmanager
+def a_single_device():
+    """What is opened within is on one device, which can have batches of any size."""
+    with pytest.MonkeyPatch.context() as patch:
+        one = make_mesh(devices=jax.devices()[:1])
+        patch.setattr("harmoniad_jax.run.run.make_mesh", lambda *_, **__: one)
+        yield
+
+
 @pytest.fixture(scope="module")
 def alone(trained_run):
     """The run on a single device, and the sizes of the batches that it was asked for."""
-    with pytest.MonkeyPatch.context() as patch:
-        one = make_mesh(devices=jax.devices()[:1])
-        patch.setattr("harmoniad_jax.run.run.make_mesh", lambda _: one)
+    with a_single_device():
         model = harmoniad_jax.load(trained_run.workdir)
     predict, sizes = model._predictor.predict_batch, []
 
@@ -82,3 +95,43 @@ def test_the_image_that_sets_the_threshold_is_good_in_every_batch(alone, paths):
             model.use(model.own_calibration)
         assert not again.is_defective
         assert again.score == again.threshold == level
+
+
+def test_a_run_in_bfloat16_scores_an_image_alike_in_any_company(
+    trained_run, paths, tmp_path
+):
+    """Its sums of other batches differ by far more than the rounding of float32."""
+    config = changed(trained_run.config, "encoder", dtype="bfloat16")
+    with a_single_device():
+        train_and_evaluate(config, tmp_path / "run")
+        model = harmoniad_jax.load(tmp_path / "run")
+    assert model.batch_sizes == (8,) and model.score_tolerance == 0.0
+    whole = model.predict(paths[:8])
+    for expected, path in zip(whole, paths, strict=False):
+        (found,) = model.predict([path])
+        assert found.score == expected.score
+        np.testing.assert_array_equal(found.anomaly_map, expected.anomaly_map)
+    held_out = prepare_run(config).dataset.held_out
+    for record in held_out:
+        (found,) = model.predict([record.image], category=record.category)
+        assert not found.is_defective, "it helped to set the threshold"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "platform", "sizes"),
+    [
+        ("float32", "cpu", (1, 2, 4, 8)),
+        ("bfloat16", "cpu", (8,)),
+        ("float32", "gpu", (8,)),
+        ("bfloat16", "tpu", (8,)),
+    ],
+)
+def test_other_sizes_are_for_where_they_score_alike(dtype, platform, sizes):
+    run = SimpleNamespace(
+        evaluation_batch_size=8,
+        config=SimpleNamespace(encoder=SimpleNamespace(dtype=dtype)),
+        mesh=SimpleNamespace(
+            size=1, devices=np.array([[SimpleNamespace(platform=platform)]])
+        ),
+    )
+    assert trained_model._batch_sizes(run) == sizes
