@@ -55,31 +55,47 @@ class Service:
         self.thresholds = LatestThresholds(opened, self.drift.restart)
         self.ready = False
         self._requests = 0
+        self._lock, self._closed = threading.Lock(), False
 
     def start(self) -> None:
-        """Starts what runs beside the requests."""
-        threading.Thread(target=self._warm_up, daemon=True).start()
+        """Starts what runs beside the requests; the folder is watched once it is ready."""
+        threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
         self.thresholds.start()
-        if self.watcher:
-            self.watcher.start()
 
     def close(self) -> None:
-        """Returns when what was accepted is answered."""
+        """Returns when what was accepted is answered. Nothing is started after that."""
+        with self._lock:
+            self._closed = True
         if self.watcher:
             self.watcher.close()
         self.thresholds.close()
         self.batcher.close()
 
     def _warm_up(self) -> None:
-        """Runs every program of the network once, so that no client waits for that."""
+        """Makes it ready. Nothing else runs the network before: it is for one thread."""
+        try:
+            self._run_every_program()
+        except BusyError:
+            if not self._closed:
+                raise
+        with self._lock:
+            if self._closed:
+                return
+            if self.watcher:
+                self.watcher.start()
+            self.ready = True
+
+    def _run_every_program(self) -> None:
+        """Runs each program of the network once, so that no client waits for that."""
         model = self.opened.model
         for height, width in model.preprocessor.all_shapes:
             blank = np.zeros((height, width, 3), np.uint8)
             for size in model.batch_sizes:
+                if self._closed:
+                    return
                 model.predict_pixels(size * [blank])
             for future in self.batcher.submit([Query(blank)], Question()):
                 future.result()
-        self.ready = True
 
     @contextlib.contextmanager
     def admitted(self) -> Iterator[None]:
