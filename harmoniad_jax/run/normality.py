@@ -122,8 +122,16 @@ class GoodImages:
     others: tuple[str, ...] = ()
 
     def of(self, category: str | None) -> Normality:
-        """The good images of a category, or of all where it is not known or has none."""
-        return self.per_category.get(category, self.overall)
+        """The good images of a category, or of all where it is not known or has none.
+
+        Where only one of several products was measured, all together look like it. Images
+        of the remaining ones do not, so that their appearance is not known.
+        """
+        if known := self.per_category.get(category):
+            return known
+        if self.others and self.overall.appearance:
+            return dataclasses.replace(self.overall, appearance={})
+        return self.overall
 
     def held_out(self, category: str) -> int:
         """How many images of a category were measured."""

@@ -357,6 +357,20 @@ def test_each_category_has_an_appearance_of_its_own():
     assert again == calibration
 
 
+def test_the_look_of_one_product_is_not_that_of_others():
+    """Of several products one was measured, in training or by `with_category`."""
+    _, maps, scores = measured()
+    images = by_category(["a"] * 7, maps, scores)
+    look = {"a": [{"light": float(row)} for row in range(7)]}
+    one = Calibration.measure(EvaluationConfig(), images, ["a", "b"], look)
+    again = one.with_category("a", one.of("a"))
+    for calibration in (one, again):
+        for name in ("b", None):
+            found = calibration.of(name)
+            assert found.scores == calibration.of("a").scores and found.appearance == {}
+        assert calibration.of("a").appearance["light"]
+
+
 @pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(EvaluationConfig)])
 def test_it_fits_as_long_as_the_scores_do(name):
     """Every setting of the evaluation changes scores, or is known not to."""

@@ -1,5 +1,6 @@
 """Drift: seldom reported where there is none, soon where the light has changed."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -78,6 +79,20 @@ def test_products_are_told_apart_and_errors_do_not_count():
     assert {sample.labels["of"] for sample in family.samples} == {"score"}
     drift.restart()
     assert drift.latest() == []
+
+
+def test_a_product_is_not_compared_with_the_look_of_another():
+    """Of which no image was held out: it is darker, and always was."""
+    looks = [dict.fromkeys(PROPERTIES, float(place)) for place in range(30)]
+    model = Model(np.arange(30.0), looks)
+    model.calibration = dataclasses.replace(model.calibration, others=("b",))
+    drift = Drift(model)
+    for place in range(WINDOW):
+        for category, light in (("a", place % 30), ("b", -100.0)):
+            look = dict.fromkeys(PROPERTIES, float(light))
+            drift.note(Result(place % 30, category, look))
+    found = {one.category: (one.moved, len(one.compared)) for one in drift.latest()}
+    assert found == {"a": (False, 1 + len(PROPERTIES)), "b": (False, 1)}
 
 
 def test_darker_images_are_reported(exported, trained_run):
