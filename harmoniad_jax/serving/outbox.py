@@ -6,7 +6,9 @@ receiver may be away for days, and judging never waits for it.
 
 import abc
 import contextlib
+import math
 import threading
+import time
 from pathlib import Path
 
 from harmoniad_jax.errors import UserError
@@ -15,6 +17,8 @@ from harmoniad_jax.folders import write_whole
 POLL_SECONDS = 0.2
 FIRST_WAIT_SECONDS = 1.0
 LONGEST_WAIT_SECONDS = 60.0
+# Of sending after the end was asked for: Docker kills a server after ten.
+CLOSING_SECONDS = 5.0
 
 
 class Outbox(abc.ABC):
@@ -45,17 +49,27 @@ class Outbox(abc.ABC):
             raise UserError(
                 f"{self._place} is damaged; delete it to send all results again."
             ) from None
-        self._stop = threading.Event()
+        self._stop, self._end = threading.Event(), math.inf
         self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
+    def stop_soon(self) -> None:
+        """Asks for the end, and does not wait for it."""
+        if not self._stop.is_set():
+            self._end = time.monotonic() + CLOSING_SECONDS
+            self._stop.set()
+
     def close(self) -> None:
-        """Sends what is there, unless the receiver does not answer."""
-        self._stop.set()
+        """Sends what is there, unless the receiver does not answer or it takes too long.
+
+        What is not sent then is sent after the next start. A line whose answer did not come
+        in time may be sent twice.
+        """
+        self.stop_soon()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(max(self._end - time.monotonic(), 0.0))
 
     @property
     def waiting_bytes(self) -> int:
@@ -71,7 +85,7 @@ class Outbox(abc.ABC):
 
     def _run(self) -> None:
         wait = FIRST_WAIT_SECONDS
-        while True:
+        while time.monotonic() < self._end:
             stopping = self._stop.is_set()
             line = self._next_line()
             if line is None:

@@ -170,6 +170,8 @@ class Watcher:
             self._thread.join()
         self._file.close()
         for outbox in self.outboxes:
+            outbox.stop_soon()  # all of them have the same few seconds
+        for outbox in self.outboxes:
             outbox.close()
         self._lock.close()
 

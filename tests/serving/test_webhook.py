@@ -3,6 +3,7 @@
 import http.server
 import json
 import threading
+import time
 
 import pytest
 from serving_helpers import wait_until
@@ -94,6 +95,35 @@ def test_a_receiver_that_is_gone_does_not_hold_the_end_up(receiver, tmp_path):
     hook.start()
     hook.close()
     assert not receiver.taken and not (tmp_path / "webhook.offset").exists()
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_the_end_does_not_wait_for_a_long_queue(receiver, tmp_path, monkeypatch, hangs):
+    """What is left is sent after the next start."""
+    monkeypatch.setattr(outbox, "CLOSING_SECONDS", 0.3)
+    results, free = tmp_path / "results.jsonl", threading.Event()
+    append(results, *range(50))
+    hook = Webhook(receiver.address, results)
+    original = hook._send
+
+    def slowly(line):
+        free.wait(30 if hangs else 0.05)
+        return original(line)
+
+    monkeypatch.setattr(hook, "_send", slowly)
+    hook.start()
+    started = time.monotonic()
+    hook.close()
+    assert 0.2 < time.monotonic() - started < 2
+    free.set()
+    hook._thread.join(30)
+    sent = len(receiver.taken)
+    assert sent < 20 and hook.waiting_bytes > 0
+    monkeypatch.setattr(outbox, "CLOSING_SECONDS", 30)
+    again = Webhook(receiver.address, results)
+    again.start()
+    again.close()
+    assert numbers(receiver) == list(range(50))
 
 
 def test_mistakes(tmp_path):
