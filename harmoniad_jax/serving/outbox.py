@@ -36,7 +36,8 @@ class Outbox(abc.ABC):
         """Reads how far it was.
 
         Args:
-          results: the file of lines, which grows.
+          results: the file of lines, which grows. Another one in its place, which is
+            shorter, is sent from its first line.
 
         Raises:
           UserError: a damaged file.
@@ -49,10 +50,16 @@ class Outbox(abc.ABC):
             raise UserError(
                 f"{self._place} is damaged; delete it to send all results again."
             ) from None
+        if self._offset > self._size:
+            self._offset = 0
         self._stop, self._end = threading.Event(), math.inf
         self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
 
     def start(self) -> None:
+        if not self._offset:
+            # Of a file that was moved away; it would count once this one is as large.
+            with contextlib.suppress(OSError):
+                self._place.unlink(missing_ok=True)
         self._thread.start()
 
     def stop_soon(self) -> None:
@@ -74,8 +81,13 @@ class Outbox(abc.ABC):
     @property
     def waiting_bytes(self) -> int:
         """Of the lines that were not taken yet."""
+        return max(self._size - self._offset, 0)
+
+    @property
+    def _size(self) -> int:
+        """Of the file of lines in bytes; 0: there is none."""
         try:
-            return max(self._results.stat().st_size - self._offset, 0)
+            return self._results.stat().st_size
         except OSError:
             return 0
 

@@ -189,7 +189,8 @@ class Watcher:
             return {Version(row["path"], row["size"], row["modified"]) for row in rows}
         except (ValueError, KeyError, TypeError):
             raise UserError(
-                f"{self._results} is damaged; move it away to judge all images anew."
+                f"{self._results} is damaged; move it away, and *.offset beside it, to "
+                "judge all images anew."
             ) from None
 
     def _run(self) -> None:

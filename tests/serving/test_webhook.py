@@ -126,6 +126,36 @@ def test_the_end_does_not_wait_for_a_long_queue(receiver, tmp_path, monkeypatch,
     assert numbers(receiver) == list(range(50))
 
 
+def test_results_that_were_moved_away_leave_no_place_behind(receiver, tmp_path):
+    """Lines of the new file are sent from the first, also after one more start."""
+    results, place = tmp_path / "results.jsonl", tmp_path / "webhook.offset"
+    append(results, 1, 2, 3)
+    size = results.stat().st_size
+    place.write_text(str(size))
+    results.unlink()
+    receiver.left = receiver.refusals = 10**9
+    hook = Webhook(receiver.address, results)
+    assert hook.waiting_bytes == 0
+    hook.start()
+    append(results, 4, 5, 6, 7)
+    hook.close()
+    assert not place.exists() and not receiver.taken
+    receiver.left = receiver.refusals = 0
+    assert results.stat().st_size > size
+    for _ in range(2):
+        again = Webhook(receiver.address, results)
+        again.start()
+        again.close()
+    assert numbers(receiver) == [4, 5, 6, 7]
+    # A shorter file in its place, as a copy from before.
+    results.unlink()
+    append(results, 8)
+    again = Webhook(receiver.address, results)
+    again.start()
+    again.close()
+    assert numbers(receiver)[4:] == [8]
+
+
 def test_mistakes(tmp_path):
     with pytest.raises(UserError, match="http"):
         Webhook("file:///etc/passwd", tmp_path / "results.jsonl")
