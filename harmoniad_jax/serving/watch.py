@@ -139,7 +139,8 @@ class Watcher:
 
         Images are numbered from 1 when the server starts; it keeps `KEPT` of them.
         """
-        latest = [row for _, row in self._latest]
+        # A copy first: the thread appends meanwhile, and an iteration would break.
+        latest = [row for _, row in list(self._latest)]
         last = latest[-1].number if latest else 0
         # A larger number is of an earlier start.
         since = number if number <= last else 0

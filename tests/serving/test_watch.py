@@ -5,6 +5,7 @@ import shutil
 import signal
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from serving_helpers import command, wait_until
@@ -147,6 +148,26 @@ def test_clients_come_first(batcher, places, images, monkeypatch):
     free.set()
     wait_until(lambda: rows_of(output))
     watcher.close()
+
+
+def test_the_latest_are_listed_while_images_come(batcher, places):
+    watcher = watching(batcher, places)
+    end, row = threading.Event(), SimpleNamespace(number=1)
+
+    def come():
+        while not end.is_set():
+            watcher._latest.append((None, row))
+
+    thread = threading.Thread(target=come)
+    thread.start()
+    try:
+        until = time.monotonic() + 0.5
+        while time.monotonic() < until:
+            watcher.after(0)
+    finally:
+        end.set()
+        thread.join()
+        watcher.close()
 
 
 def test_mistakes(batcher, places, tmp_path):
