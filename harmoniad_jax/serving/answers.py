@@ -116,15 +116,16 @@ class Problem(BaseModel):
 
 
 def judged(name: str, result: ImageResult | UserError, include: Collection[str]) -> Judged:
-    """What a client is told of an image.
+    """What a client is told of an image. Bytes of names that are not text are spelt out.
 
     Args:
       name: that the client gave it.
       result: of the model.
       include: of `PICTURES`.
     """
+    name = _spelt_out(name)
     if isinstance(result, UserError):
-        return Judged(name=name, error=" ".join(str(result).split()))
+        return Judged(name=name, error=_spelt_out(" ".join(str(result).split())))
     verdicts = {None: None, False: "good", True: "defective"}
     return Judged(
         name=name,
@@ -132,13 +133,18 @@ def judged(name: str, result: ImageResult | UserError, include: Collection[str])
         normalised_score=result.normalised_score,
         threshold=result.threshold,
         verdict=verdicts[result.is_defective],
-        category=result.category,
+        category=_spelt_out(result.category) if result.category else None,
         boxes=[tuple(box) for box in result.boxes],
         width=result.size[0],
         height=result.size[1],
         note=result.note,
         pictures=_pictures(result, include),
     )
+
+
+def _spelt_out(text: str) -> str:
+    """Text that JSON can carry: a file name that is not UTF-8 has lone surrogates."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _pictures(result: ImageResult, include: Collection[str]) -> dict[str, str]:

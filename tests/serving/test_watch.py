@@ -1,6 +1,7 @@
 """A watched folder: every image once, whatever stops the server."""
 
 import json
+import os
 import shutil
 import signal
 import threading
@@ -13,7 +14,7 @@ from serving_helpers import command, wait_until
 import harmoniad_runtime
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.run.run import prepare_run
-from harmoniad_jax.serving import watch
+from harmoniad_jax.serving import answers, watch
 from harmoniad_jax.serving.batcher import Batcher
 from harmoniad_jax.serving.limits import Limits
 
@@ -148,6 +149,33 @@ def test_clients_come_first(batcher, places, images, monkeypatch):
     free.set()
     wait_until(lambda: rows_of(output))
     watcher.close()
+
+
+def test_a_file_name_that_is_not_text_is_spelt_out(batcher, places, images):
+    """Archives made on Windows leave such names. The line keeps the path as it is."""
+    folder, output = places
+    names = [os.fsdecode(name) for name in (b"t\xfcr.png", b"broken-\xff.png")]
+    try:
+        shutil.copy(images[0], folder / names[0])
+    except OSError:
+        pytest.skip("this file system takes text alone")
+    (folder / names[1]).write_bytes(images[0].read_bytes()[:100])
+    watcher = watching(batcher, places)
+    watcher.start()
+    wait_until(lambda: len(rows_of(output)) == 2)
+    last, rows = watcher.after(0)
+    watcher.close()
+    answer = json.loads(answers.Watched(last=last, results=rows).model_dump_json())
+    found = {row["name"]: row for row in answer["results"]}
+    assert set(found) == {"t\\udcfcr.png", "broken-\\udcff.png"}
+    assert found["t\\udcfcr.png"]["verdict"] and found["broken-\\udcff.png"]["error"]
+    assert watcher.image_data(found["t\\udcfcr.png"]["number"], "t\\udcfcr.png")
+    assert {row["path"] for row in rows_of(output)} == set(names)
+    again = watching(batcher, places)
+    again.start()
+    time.sleep(0.3)
+    again.close()
+    assert len(rows_of(output)) == 2
 
 
 def test_the_latest_are_listed_while_images_come(batcher, places):
