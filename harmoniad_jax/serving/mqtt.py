@@ -60,9 +60,11 @@ def read_broker(
     try:
         parts = urllib.parse.urlsplit(f"//{address}")
         host, port = parts.hostname, parts.port
+        (host or "").encode("idna")  # as the client will: an empty or a long label is none
     except ValueError:
         parts, host, port = None, None, None
-    if not host or parts.netloc != address or parts.username:
+    blank = any(letter.isspace() for letter in address)
+    if not host or blank or parts.netloc != address or parts.username:
         raise UserError(
             f"--mqtt={address} must be HOST or HOST:PORT, such as 10.0.0.5:1883."
         )

@@ -284,7 +284,11 @@ def test_addresses():
     assert read_broker("10.0.0.5:99").address == "10.0.0.5:99"
     assert read_broker("[::1]:99")[:2] == ("::1", 99)
     assert read_broker("broker.example", tls=True).port == 8883
-    for bad in ("", "a:b", "mqtt://a", "a/b", "user@a", ":1883", "a:99999"):
+    assert read_broker("bücher.example").host == "bücher.example"
+    for bad in (
+        *("", "a:b", "mqtt://a", "a/b", "user@a", ":1883", "a:99999"),
+        *(" h", "h ", "a b", "h\t", "a..b", ".a", f"{64 * 'a'}.example"),
+    ):
         with pytest.raises(UserError, match="HOST"):
             read_broker(bad)
     for bad in ("", "a/#", "+/b"):
