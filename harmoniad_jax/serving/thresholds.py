@@ -12,6 +12,8 @@ from harmoniad_jax.serving.opening import Opened
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
+# Of no file: what is there is read again.
+UNREAD = ()
 
 
 class LatestThresholds:
@@ -37,6 +39,7 @@ class LatestThresholds:
         self.entry = self._read()
         if self.entry:  # it may be younger than the model here
             opened.model.use(self.entry.good_images)
+        self._problem = ""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="thresholds", daemon=True)
 
@@ -57,14 +60,23 @@ class LatestThresholds:
             try:
                 self.entry = self._read()
             except (UserError, OSError) as error:
-                logger.warning("%s The thresholds from before stay in use.", error)
+                if isinstance(error, OSError):
+                    self._stamp = UNREAD  # it may be gone while the file stays as it is
+                self._say(str(error))
                 continue
+            self._problem = ""
             model = self._opened.model
             model.use(self.entry.good_images if self.entry else model.own_calibration)
             self._changed()
             entry = self.entry
             origin = f"{entry.time}, by {entry.source}" if entry else "training"
             logger.warning("thresholds from now on: those of %s", origin)
+
+    def _say(self, problem: str) -> None:
+        """Logs why the file cannot be used, once."""
+        if problem != self._problem:
+            logger.warning("%s The thresholds from before stay in use.", problem)
+        self._problem = problem
 
     def _read_stamp(self) -> tuple[int, ...] | None:
         """Tells another content of the file; None: it is not there."""

@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import threading
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -341,6 +342,32 @@ def test_new_thresholds_hold_without_a_restart(
         new_thresholds.undo(file, fresh.own_calibration)
         wait_until(lambda: threshold(client) == before)
     assert "thresholds from now on: those of training" in caplog.text
+
+
+def test_thresholds_that_cannot_be_read_for_a_while_are_taken_over(
+    exported, tmp_path, caplog, monkeypatch
+):
+    """As from a network drive that is away; the file itself does not change."""
+    monkeypatch.setattr(thresholds, "POLL_SECONDS", 0.02)
+    file = shutil.copy(exported.path, tmp_path / "model.onnx")
+    own = harmoniad_runtime.load(file, threads=1).own_calibration
+    other = own.with_category(CATEGORY, own.of("washer"))
+    refused = []
+
+    def refuse(*_):
+        refused.append(True)
+        raise OSError(5, "Input/output error", "model.thresholds.json")
+
+    with served(file) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(new_thresholds, "latest_entry", refuse)
+            entry = new_thresholds.Entry("2026-01-02T03:04:05+00:00", "photos", {}, other)
+            new_thresholds.add(Path(file), own, entry)
+            wait_until(lambda: len(refused) > 3)
+            assert client.get("/v1/model").json()["calibrated"] is None
+        wait_until(lambda: client.get("/v1/model").json()["calibrated"] == entry.time)
+        assert client.service.opened.model.calibration == other
+    assert caplog.text.count("Input/output error") == 1
 
 
 def test_probes_counters_and_headers(client, paths):
