@@ -25,6 +25,9 @@ NEEDED = {
     "prometheus_client": "prometheus-client",
 }
 LOCAL = ("127.0.0.1", "::1", "localhost")
+# Flags that --mqtt_ begins, and all that mean something with --watch alone.
+OF_MQTT = ("topic", "user", "password_file", "tls", "ca")
+OF_WATCH = ("output", "category", "webhook", "mqtt", *(f"mqtt_{name}" for name in OF_MQTT))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,22 +82,19 @@ def _watched(flags: argparse.Namespace):
     from harmoniad_jax.serving.mqtt import read_broker
     from harmoniad_jax.serving.watch import Watched
 
-    of_mqtt = {
-        name: getattr(flags, f"mqtt_{name}")
-        for name in ("topic", "user", "password_file", "tls", "ca")
-    }
+    of_mqtt = {name: getattr(flags, f"mqtt_{name}") for name in OF_MQTT}
+    given = [name for name in OF_WATCH if getattr(flags, name) not in (None, False)]
     if flags.watch is None:
-        if flags.output or flags.category or flags.webhook or flags.mqtt:
-            raise UserError(
-                "--output, --category, --webhook and --mqtt go with --watch=DIR; add it."
-            )
+        if given:
+            raise UserError(f"--{given[0]} goes with --watch=DIR; add it.")
         return None
-    if any(of_mqtt.values()) and not flags.mqtt:
-        raise UserError("--mqtt_... go with --mqtt=HOST; add it.")
+    needs_broker = [name for name in given if name.startswith("mqtt_")]
+    if needs_broker and flags.mqtt is None:
+        raise UserError(f"--{needs_broker[0]} goes with --mqtt=HOST; add it.")
     if flags.output is None:
         raise UserError("--watch needs --output=DIR, a folder for its results.")
     folder, output = (Path(one).expanduser() for one in (flags.watch, flags.output))
-    broker = read_broker(flags.mqtt, **of_mqtt) if flags.mqtt else None
+    broker = None if flags.mqtt is None else read_broker(flags.mqtt, **of_mqtt)
     return Watched(folder, output, flags.category, webhook=flags.webhook, mqtt=broker)
 
 

@@ -50,4 +50,6 @@ def keep(folder: Path, model: ImageModel, data: bytes, category: str | None) -> 
         raise UserError(
             f"the image cannot be kept. {system_problem(error, place)}"
         ) from None
+    except ValueError:  # of a model that knows no products: it may hold any character
+        raise UserError(f"the product {category!r} cannot be a folder's name.") from None
     return path

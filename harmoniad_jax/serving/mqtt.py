@@ -78,6 +78,7 @@ def read_broker(
         raise UserError("--mqtt_password_file needs --mqtt_user=NAME; add it.")
     password = _password(password_file) if password_file else None
     tls = tls or ca is not None
+    ca = str(Path(ca).expanduser()) if ca else ca
     return Broker(host, port or (TLS_PORT if tls else PORT), topic, user, password, tls, ca)
 
 

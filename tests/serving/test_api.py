@@ -453,6 +453,19 @@ def test_good_images_are_kept_for_new_thresholds(exported, model, paths, tmp_pat
         assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 1
 
 
+def test_any_product_is_kept_or_refused_by_a_model_that_knows_none(
+    exported, paths, tmp_path
+):
+    place, data = exported.changed(tmp_path, calibration=None), paths[0].read_bytes()
+    with served(place, collect=tmp_path / "good") as client:
+        for category, status in (("a", 200), ("a\0b", 422), ("../..", 200)):
+            asked = {"params": {"category": category}}
+            answer = client.post("/v1/good", content=data, **asked)
+            assert answer.status_code == status, answer.text
+    kept = [path for path in tmp_path.rglob("*.png") if path.is_file()]
+    assert len(kept) == 2 and all(tmp_path / "good" in path.parents for path in kept)
+
+
 def test_images_are_not_kept_unasked(client, paths):
     refusal(client.post("/v1/good", content=paths[0].read_bytes()), 404)
 
@@ -486,6 +499,10 @@ def test_the_command_serves_a_file_without_jax(exported, model, paths, tmp_path)
         (["{model}", "--category", CATEGORY], "--watch"),
         (["{model}", "--mqtt", "localhost"], "--watch"),
         (["{model}", "--watch", ".", "--output", ".", "--mqtt_user", "a"], "--mqtt=HOST"),
+        *(
+            (["{model}", f"--mqtt_{name}"], f"--mqtt_{name.partition('=')[0]} goes with")
+            for name in ("topic=a", "user=a", "password_file=a", "tls", "ca=a")
+        ),
         ([], "MODEL"),
     ],
 )

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import threading
+from pathlib import Path
 
 import pytest
 from serving_helpers import wait_until
@@ -291,6 +292,8 @@ def test_addresses():
     ):
         with pytest.raises(UserError, match="HOST"):
             read_broker(bad)
+    home = Path("~/ca.pem").expanduser()
+    assert read_broker("a", ca="~/ca.pem")[-2:] == (True, str(home))
     for bad in ("", "a/#", "+/b"):
         with pytest.raises(UserError, match="mqtt_topic"):
             read_broker("a", topic=bad)
