@@ -345,6 +345,42 @@ def test_new_thresholds_are_taken_over(page, address, model, paths):
     model.use(before)
 
 
+def test_a_model_without_thresholds_gets_its_first(
+    browser, exported, model, paths, tmp_path
+):
+    """The page shows its products and verdicts without a reload."""
+    good = model.calibration
+    bare = harmoniad_runtime.load(exported.changed(tmp_path, calibration=None), threads=2)
+    with served(tmp_path / "changed.onnx", model=bare) as client:
+        show(browser)
+        browser.get(str(client.base_url))
+        wait(browser, "model !== null && !document.getElementById('problem').hidden")
+        assert "no thresholds" in text(browser, "problem")
+        assert not browser.find_element("id", "strictness").is_displayed()
+        entry = Entry("2026-01-02T03:04:05+00:00", "photos", {}, good)
+        client.service.thresholds.entry = entry
+        bare.use(good)
+        run(browser, "lookForThresholds()")
+        wait(browser, "!document.getElementById('strictness').hidden")
+        assert not browser.find_element("id", "problem").is_displayed()
+        assert browser.find_element("id", "product").is_displayed()
+        options = browser.find_elements("css selector", "#product option")
+        names = [one.get_attribute("value") for one in options]
+        assert names == [*model.categories, ""]
+        assert text(browser, "promise")
+        choose(browser, paths[:1])
+        assert text(browser, "verdict").startswith(("✓ Good", "✕ Defective"))
+        # The chosen product stays when thresholds change again.
+        options[1].click()
+        category = model.categories[0]
+        entry = dataclasses.replace(entry, time="2026-02-02T03:04:05+00:00")
+        client.service.thresholds.entry = entry
+        bare.use(good.with_category(category, good.of(model.categories[2])))
+        run(browser, "lookForThresholds()")
+        wait(browser, "model.calibrated.startsWith('2026-02')")
+        assert run(browser, "productName()") == model.categories[1]
+
+
 @pytest.mark.parametrize("width", [320, 390, 768])
 def test_the_page_never_scrolls_sideways(page, paths, width):
     show(page, width=width, height=800)

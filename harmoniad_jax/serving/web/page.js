@@ -7,6 +7,8 @@ const VERDICTS = { good: "✓ Good", defective: "✕ Defective" };
 const PARALLEL = 2; // uploads at once
 const MOST_PICTURES = 300; // older rows keep their numbers, and lose their pictures
 const MOST_TRIES = 20;
+const NO_THRESHOLDS =
+  "The model has no thresholds, so that there are no verdicts: calibrate it with good photos.";
 
 const history_ = []; // newest first
 let model = null; // what /v1/model answered
@@ -138,6 +140,7 @@ async function lookForThresholds() {
     return;
   }
   showFacts();
+  showProducts();
   chooseProduct();
 }
 
@@ -146,6 +149,18 @@ function showFacts() {
     ? ` · thresholds set ${new Date(model.calibrated).toLocaleString([], { dateStyle: "medium", timeStyle: "short" })}`
     : "";
   $("model").textContent = `Model ${model.name}${set}`;
+}
+
+// The products may come and go with the thresholds; the chosen one stays if it is there.
+function showProducts() {
+  const names = model.categories.map((one) => one.name);
+  const before = $("product").selectedOptions[0]?.value;
+  const option = (name) => new Option(name ?? "not known", keyOf(name));
+  $("product").replaceChildren(...names.map(option));
+  if (names.some((name) => keyOf(name) === before)) $("product").value = before;
+  $("product-row").hidden = names.length < 2;
+  if (!names.length) complain(NO_THRESHOLDS);
+  else if ($("problem").textContent === NO_THRESHOLDS) $("problem").hidden = true;
 }
 
 let watched = 0; // images of the folder that the page has
@@ -216,7 +231,8 @@ function weigh() {
   const counts = { good: 0, defective: 0, problem: 0 };
   for (const row of history_) {
     const verdict = verdictNow(row);
-    row.changed = !row.error && verdict !== row.judgedAs;
+    // What was judged without thresholds had no verdict before.
+    row.changed = !row.error && Boolean(row.judgedAs) && verdict !== row.judgedAs;
     more += row.changed && verdict === "defective";
     fewer += row.changed && verdict === "good";
     const kind = row.error ? "problem" : verdict;
@@ -559,14 +575,8 @@ async function start() {
   } catch {
     return complain("The server cannot be reached. Is it running?");
   }
-  const names = model.categories.map((one) => one.name);
-  const option = (name) => new Option(name ?? "not known", name ?? "");
-  $("product").replaceChildren(...names.map(option));
-  $("product-row").hidden = names.length < 2;
   showFacts();
-  if (!names.length) {
-    complain("The model has no thresholds, so that there are no verdicts: calibrate it with good photos.");
-  }
+  showProducts();
   chooseProduct();
   $("folder").hidden = !model.watches;
   if (model.watches) lookAtFolder();
