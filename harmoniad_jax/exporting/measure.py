@@ -15,6 +15,7 @@ from harmoniad_jax.inference import new_thresholds
 from harmoniad_jax.inference.restore import open_trained
 from harmoniad_jax.inference.trained import Trained
 from harmoniad_jax.run.calibration import Calibration, by_category, rows_by_category
+from harmoniad_jax.run.normality import GoodImages
 
 
 def with_latest_thresholds(trained: Trained, workdir: Path, precision: str) -> Trained:
@@ -26,7 +27,7 @@ def with_latest_thresholds(trained: Trained, workdir: Path, precision: str) -> T
       precision: of the file.
 
     Raises:
-      UserError: what `calibrate` stored is damaged, or of another training.
+      UserError: what `calibrate` stored is damaged, or of another training or export.
     """
     entry = new_thresholds.latest_entry(workdir, trained.calibration)
     if entry is None:
@@ -42,6 +43,26 @@ def with_latest_thresholds(trained: Trained, workdir: Path, precision: str) -> T
     good = entry.good_images
     latest = Calibration(good.settings, good.overall, good.per_category, good.others)
     return dataclasses.replace(trained, calibration=latest)
+
+
+def say_whose_thresholds(output: Path, calibration: GoodImages | None) -> None:
+    """Prints whether what `calibrate` stored beside a file holds for the new one.
+
+    Args:
+      output: the file, which may have replaced another one.
+      calibration: that it has.
+    """
+    beside = new_thresholds.path_beside(output)
+    try:
+        entry = new_thresholds.latest_entry(output, calibration)
+    except UserError:
+        print(
+            f"{beside} belongs to an earlier file: {output.name} is refused as long as it "
+            "is there. Delete it or move it away; to set new thresholds, calibrate again."
+        )
+        return
+    if entry is not None:
+        print(f"{beside} holds for it too: thresholds of {entry.time}, by {entry.source}.")
 
 
 def _computes_otherwise(trained: Trained, precision: str) -> bool:

@@ -17,7 +17,11 @@ from harmoniad_jax.exporting.files import (
     publish,
     write_bytes,
 )
-from harmoniad_jax.exporting.measure import own_calibration, with_latest_thresholds
+from harmoniad_jax.exporting.measure import (
+    own_calibration,
+    say_whose_thresholds,
+    with_latest_thresholds,
+)
 from harmoniad_jax.exporting.program import exported_program, input_shape
 from harmoniad_jax.exporting.proof import (
     BATCHES,
@@ -112,6 +116,7 @@ def export_onnx(
         _write(model, description, partial)
         _check_again(partial, description)
         publish(partial, output, description)
+    say_whose_thresholds(output, description.calibration)
     return description
 
 

@@ -58,7 +58,7 @@ def latest(model: Path, own: GoodImages | None) -> GoodImages | None:
       own: what it was made with.
 
     Raises:
-      UserError: the file is damaged, or of another training.
+      UserError: the file is damaged, or of another training or export.
     """
     entry = latest_entry(model, own)
     return entry.good_images if entry else own
@@ -93,8 +93,8 @@ def read(model: Path, own: GoodImages | None) -> list[Entry]:
         )
     if whose != _fingerprint(own):
         raise UserError(
-            f"{path} holds thresholds of another training. Delete it, and calibrate again "
-            "if the thresholds of training do not fit."
+            f"{path} holds thresholds of another training or export. Delete it, and "
+            "calibrate again if the thresholds of the model itself do not fit."
         )
     return entries
 
@@ -132,6 +132,9 @@ def _write(model: Path, own: GoodImages | None, entries: Sequence[Entry]) -> Non
 
 
 def _fingerprint(own: GoodImages | None) -> str:
-    """Of the training: new scores of held-out images are those of another network."""
+    """Of what a model was made with: other scores of held-out images are another network.
+
+    An export after `calibrate` has its thresholds, and so another fingerprint too.
+    """
     text = json.dumps(own.to_json() if own else None, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

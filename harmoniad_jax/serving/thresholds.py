@@ -31,7 +31,7 @@ class LatestThresholds:
           changed: is called after the model uses another one.
 
         Raises:
-          UserError: the file of calibrations is damaged, or of another training.
+          UserError: the file of calibrations is damaged, or of another training or export.
         """
         self._opened, self._changed = opened, changed
         self._path = new_thresholds.path_beside(opened.path)

@@ -299,6 +299,35 @@ def test_the_latest_thresholds_are_those_of_the_file(
     assert "2026-01-02" in printed and ("by photos" in printed) == carried
 
 
+def test_thresholds_beside_an_earlier_file_are_pointed_out(
+    trained_run, tmp_path, monkeypatch, converted, capsys
+):
+    """They hold for the same run exported again, but not once it was calibrated."""
+    folder, path = tmp_path / "run", tmp_path / "model.onnx"
+    shutil.copytree(trained_run.workdir, folder)
+    monkeypatch.setattr(module, "_runtimes", lambda path, **_: {})
+    monkeypatch.setattr(module, "tolerance_of", lambda *_: 1e-5)
+
+    def export():
+        export_onnx(folder, path, images=3, overwrite=True)
+        return capsys.readouterr().out
+
+    assert "thresholds.json" not in export()
+    own = harmoniad_runtime.load(path).own_calibration
+    recalibrated(path, own)
+    (line,) = (one for one in export().splitlines() if "thresholds.json" in one)
+    assert "holds for it too" in line
+    harmoniad_runtime.load(path)
+    recalibrated(folder, own)
+    (line,) = (one for one in export().splitlines() if "thresholds.json" in one)
+    beside = new_thresholds.path_beside(path)
+    assert line.startswith(f"{beside} belongs to an earlier file") and "Delete it" in line
+    with pytest.raises(UserError, match="another training or export"):
+        harmoniad_runtime.load(path)
+    beside.unlink()
+    assert harmoniad_runtime.load(path).own_calibration != own
+
+
 @pytest.mark.slow
 def test_a_file_has_the_thresholds_that_were_set_last(trained_run, tmp_path):
     folder = shutil.copytree(trained_run.workdir, tmp_path / "run")

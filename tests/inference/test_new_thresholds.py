@@ -177,7 +177,7 @@ def test_thresholds_of_another_training_are_refused(file, good):
     path = new_thresholds.path_beside(file)
     stored = json.loads(path.read_text())
     for changes, words in (
-        ({"of": "0" * 64}, "another training"),
+        ({"of": "0" * 64}, "another training or export"),
         ({"format_version": 9}, "later version"),
         ({"entries": [{}]}, "damaged"),
     ):
