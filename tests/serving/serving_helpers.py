@@ -34,12 +34,14 @@ def served(path, limits=None, model=None, **options):
         listening = {"sockets": [listener]}
         thread = threading.Thread(target=server.run, kwargs=listening, daemon=True)
         thread.start()
-        wait_until(lambda: app.service.ready and server.started)
-        with httpx.Client(base_url=address, timeout=60) as client:
-            client.service = app.service
-            yield client
-        server.should_exit = True
-        thread.join(30)
+        try:
+            wait_until(lambda: app.service.ready and server.started)
+            with httpx.Client(base_url=address, timeout=60) as client:
+                client.service = app.service
+                yield client
+        finally:  # its threads would keep the tests from ending
+            server.should_exit = True
+            thread.join(30)
         assert not thread.is_alive()
 
 
