@@ -9,7 +9,7 @@ at both widths, in both dtypes and as `plain`, in batches of 16, 64 and 256, the
 transforms and as a matrix, what a step is busy with, and training of MVTec AD's size from
 cached features. Weights and features are random. Each figure is written when it is
 measured; the same command makes those that are missing. The programs of a group are
-compiled beside each other before it is measured. `campaign.json` has all figures,
+compiled at the same time before it is measured. `campaign.json` has all figures,
 `campaign.md` is a page to read.
 """
 
@@ -108,7 +108,8 @@ def campaign(options: argparse.Namespace) -> None:
     cores = os.cpu_count() or 1
     for group in dict.fromkeys(one.group for one in wanted):
         missing = [one for one in wanted if one.group == group]
-        shares = min(len(missing), cores // CORES_TO_COMPILE)
+        ahead = [one for one in missing if one.is_compiled_ahead]
+        shares = min(len(ahead), cores // CORES_TO_COMPILE)
         if shares > 1 and _can_begin(missing, deadline, sizes):
             tasks = [("--group", group, "--share", f"{i}/{shares}") for i in range(shares)]
             # Not the half of the device's memory that JAX takes by itself: it is shared.
@@ -130,7 +131,7 @@ def _run(
     deadline: Deadline,
     variables: Mapping[str, str] | None = None,
 ) -> None:
-    """Runs processes of this program beside each other, until the time is over."""
+    """Runs several processes of this program at once, until the time is over."""
     command = [sys.executable, __file__, "--out", str(options.out)]
     command += ["--scratch", str(options.scratch), "--only", options.only.pattern]
     command += ["--until", str(deadline.at - RESERVED)]
@@ -226,7 +227,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             measure(wanted, context)
             return
         index, shares = map(int, options.share.split("/"))
-        compile_share(wanted[index::shares], context)
+        ahead = [one for one in wanted if one.is_compiled_ahead]
+        compile_share(ahead[index::shares], context)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(USER_ERROR_STATUS)

@@ -11,7 +11,7 @@ is the median. The first step of each turn does not count: it finds memory and c
 others left them, and in training every step but one follows its like. PyTorch runs twice,
 as it is written and through `torch.compile`.
 The process keeps the memory that a step frees, as training does: PyTorch's steps have the
-same gain. Where others use the machine too, the processor's time tells more than the
+same gain. Where others use the machine too, the processor's time says more than the
 clock, and OMP_WAIT_POLICY=PASSIVE keeps PyTorch's idle threads from counting in it.
 """
 

@@ -56,12 +56,14 @@ class Measurement(NamedTuple):
     """A measurement: those of a group are made in one process, in their order.
 
     seconds: that it needs at least at full size; it is not begun with less.
+    is_compiled_ahead: whether it heeds `Context.compiling`.
     """
 
     name: str
     group: str
     work: Callable[[Context], dict[str, Any]]
     seconds: float = 15.0
+    is_compiled_ahead: bool = True
 
 
 def measurements(sizes: Sizes) -> list[Measurement]:
@@ -69,11 +71,13 @@ def measurements(sizes: Sizes) -> list[Measurement]:
     smallest, *others = sorted(sizes.batches)
     largest_first = sizes.architectures[::-1]
     train = functools.partial(rehearsal, largest_first[0])
-    found = [Measurement(MATMUL, MATMUL, matmul, 10)]
+    found = [Measurement(MATMUL, MATMUL, matmul, 10, is_compiled_ahead=False)]
     for one in largest_first:
         found += [*_of_head(one, [smallest]), *_of_encoder(one, [smallest])]
         if one is largest_first[0]:
-            found.append(Measurement(REHEARSAL, REHEARSAL, train, 60))
+            found.append(
+                Measurement(REHEARSAL, REHEARSAL, train, 60, is_compiled_ahead=False)
+            )
     for one in largest_first:
         found += _of_parts(one, smallest)
     for one in largest_first:
@@ -108,15 +112,16 @@ def _of_head(one: Architecture, batches: Sequence[int]) -> Iterator[Measurement]
 
 
 def _of_parts(one: Architecture, batch: int) -> Iterator[Measurement]:
-    """What head and encoder spend their time on."""
+    """What head and encoder spend their time on: of programs that others compile."""
     group = f"parts of {one.name}"
     for dtype in DTYPES:
         name = f"profile of the head {one.name}, {dtype}, {batch} images"
-        yield Measurement(name, group, functools.partial(profile_head, one, dtype, batch))
+        work = functools.partial(profile_head, one, dtype, batch)
+        yield Measurement(name, group, work, is_compiled_ahead=False)
     for attention in ATTENTIONS:
         name = f"profile of the encoder {one.name}, {attention} attention, {batch} images"
         work = functools.partial(profile_encoder, one, attention, batch)
-        yield Measurement(name, group, work)
+        yield Measurement(name, group, work, is_compiled_ahead=False)
     for kind, as_matrix in SPLITS.items():
         name = f"split {one.name}, {kind}, {batch} images"
         yield Measurement(name, group, functools.partial(split, one, as_matrix, batch))
@@ -124,8 +129,6 @@ def _of_parts(one: Architecture, batch: int) -> Iterator[Measurement]:
 
 def matmul(context: Context) -> dict[str, Any]:
     """FLOP/s of matrix multiplies in both dtypes, at JAX's default precision (TF32)."""
-    if context.compiling:
-        return {}
     mesh = head_run(context.sizes.architectures[0]).mesh
     parts = matmul_parts(mesh, DTYPES, context.sizes.matmul_sides)
     table = time_parts(parts, context.sizes.rounds, context.sizes.seconds)
@@ -220,8 +223,6 @@ def profile_head(
     one: Architecture, dtype: str, batch: int, context: Context
 ) -> dict[str, Any]:
     """What a call of the head spends its time on."""
-    if context.compiling:  # the head's own measurement does it
-        return {}
     run, steps = head_run(one, train__dtype=dtype), context.sizes.steps_per_call
     compiled, _, state, arguments = _compiled_head(run, steps, batch)
     kept = [state]
@@ -237,8 +238,6 @@ def profile_encoder(
     one: Architecture, attention: str, batch: int, context: Context
 ) -> dict[str, Any]:
     """What encoding a batch spends its time on."""
-    if context.compiling:
-        return {}
     run = _encoding_run(one, attention)
     arguments = (run.place_encoder(), random_images(one, batch))
     compiled = jax.jit(run.encoder.encode).lower(*arguments).compile()
@@ -249,7 +248,7 @@ def profile_encoder(
 def _profiled(
     context: Context, name: str, compiled: Any, work: Callable, steps: int
 ) -> dict[str, Any]:
-    """The trace and the program that XLA made are kept beside the results."""
+    """Keeps the trace, and the program that XLA made, in the folder of the results."""
     folder = context.out / "profile" / name.replace("/", "-").replace(" ", "-")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "program.txt").write_text(compiled.as_text())
@@ -264,8 +263,6 @@ def rehearsal(one: Architecture, context: Context) -> dict[str, Any]:
 
     It is noted how far it came, so that a later call takes the steps that are left.
     """
-    if context.compiling:
-        return {}
     sizes = context.sizes
     before = context.kept.get(REHEARSAL) or {"steps": 0, "seconds": 0.0, "pieces": 0}
     start = time.perf_counter()

@@ -88,11 +88,7 @@ def compile_step(run: Run, program: str) -> Program:
     batch, side = run.config.train.batch_size, run.config.data.image_side
     split, state = batched(run.mesh), run.abstract_state
     if program == "features":
-        features = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, run.config.cache.dtype),
-            run.encoder.feature_shapes(batch),
-        )
-        arguments = (abstract_on(split, features),)
+        arguments = (abstract_on(split, run.stored_features(batch)),)
     else:
         images = jax.ShapeDtypeStruct((batch, side, side, 3), np.uint8, sharding=split)
         arguments = (abstract_encoder_params(run), images)

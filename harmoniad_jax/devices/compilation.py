@@ -62,8 +62,8 @@ def compile_ahead(what: str, function: Any, *arguments: Any) -> jax.stages.Compi
 
 
 @contextlib.contextmanager
-def beside() -> Iterator[Callable[[Callable[[], T]], Callable[[], T]]]:
-    """Compiling on another core, in the order asked for, while this thread goes on.
+def in_background() -> Iterator[Callable[[Callable[[], T]], Callable[[], T]]]:
+    """Compiles on another core, in the order asked for, while this thread goes on.
 
     XLA compiles a program on one core for the most part. Several processes compile in
     step, and so in this thread.

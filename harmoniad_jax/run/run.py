@@ -32,6 +32,7 @@ from harmoniad_jax.errors import UserError, raise_problems
 from harmoniad_jax.model.encoders.encoder import (
     Encoder,
     EncoderDescription,
+    Features,
     describe_encoder,
     describe_untrained_clip,
     load_encoder,
@@ -82,6 +83,18 @@ class Run:
     def shape_of(self, record: Record) -> Shape:
         """The shape of that input, (height, width) in pixels."""
         return self.preprocessor.shape_of(record.category)
+
+    def stored_features(self, rows: int, shape: Shape | None = None) -> Features:
+        """Shapes and dtypes of so many images' features in the cache.
+
+        Args:
+          rows: number of images.
+          shape: (height, width) of their inputs in pixels; None: the square.
+        """
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, self.config.cache.dtype),
+            self.encoder.feature_shapes(rows, shape),
+        )
 
     def initial_state(self) -> TrainState:
         """Draws the state before the first step; traceable."""

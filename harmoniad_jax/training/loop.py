@@ -15,7 +15,7 @@ from harmoniad_jax.checkpoints.folders import has_checkpoints
 from harmoniad_jax.checkpoints.store import Checkpoints
 from harmoniad_jax.config import Config
 from harmoniad_jax.data.folder import masks_of
-from harmoniad_jax.devices.compilation import beside, gigaflops
+from harmoniad_jax.devices.compilation import gigaflops, in_background
 from harmoniad_jax.devices.processes import Agreement, is_main
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.evaluation.evaluate import REPORT_FOLDER, evaluate
@@ -100,7 +100,7 @@ def _train_and_evaluate(
             write_config(run.config, workdir)
 
         encoder_params = run.place_encoder()
-        with beside() as begin:
+        with in_background() as begin:
             new_state = None if resumes else begin(run.state_program)
             describe_run(run, batch)
             done, iterator_state, calibration, finished = 0, None, None, False

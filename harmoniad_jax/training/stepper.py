@@ -158,11 +158,7 @@ class FeatureStepper(Stepper):
         super().__init__(run, data)
         split = batched(run.mesh)
         features = [
-            jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, run.config.cache.dtype),
-                run.encoder.feature_shapes(rows, shape),
-            )
-            for shape, rows in data.batch.filled.items()
+            run.stored_features(rows, shape) for shape, rows in data.batch.filled.items()
         ]
         self.program = self._compiled(
             run.steps.update, (split,) * len(features), *abstract_on(split, features)

@@ -18,7 +18,12 @@ import pytest
 from run_helpers import shallow
 
 from harmoniad_jax.config import with_settings
-from harmoniad_jax.devices.compilation import beside, compile_ahead, flops, gigaflops
+from harmoniad_jax.devices.compilation import (
+    compile_ahead,
+    flops,
+    gigaflops,
+    in_background,
+)
 from harmoniad_jax.run.run import prepare_run
 
 ROOT = Path(__file__).parents[2]
@@ -112,7 +117,7 @@ def test_operations_of_a_run_are_counted_apart_from_its_devices(tiny_config, att
     assert whole == flops(parts.counted.update, run.abstract_state, features)
 
 
-def test_work_beside_is_done_in_its_order_in_another_thread():
+def test_work_in_the_background_is_done_in_its_order_in_another_thread():
     done = []
 
     def work(name):
@@ -121,7 +126,7 @@ def test_work_beside_is_done_in_its_order_in_another_thread():
         )
         return name
 
-    with jax.default_matmul_precision("highest"), beside() as begin:
+    with jax.default_matmul_precision("highest"), in_background() as begin:
         results = [begin(functools.partial(work, name)) for name in "abc"]
         assert [result() for result in results] == ["a", "b", "c"]
     assert [name for name, *_ in done] == ["a", "b", "c"]
@@ -130,9 +135,9 @@ def test_work_beside_is_done_in_its_order_in_another_thread():
     assert {precision for *_, precision in done} == {"highest"}
 
 
-def test_work_beside_outlives_the_block_and_tells_its_error():
+def test_work_in_the_background_outlives_the_block_and_raises_its_error():
     may_end = threading.Event()
-    with beside() as begin:
+    with in_background() as begin:
         first, second = begin(may_end.wait), begin(lambda: 1 / 0)
     may_end.set()
     assert first()
@@ -140,9 +145,9 @@ def test_work_beside_outlives_the_block_and_tells_its_error():
         second()
 
 
-def test_after_an_error_nothing_more_is_begun_beside():
+def test_after_an_error_nothing_more_is_begun_in_the_background():
     may_end, begun = threading.Event(), []
-    with pytest.raises(KeyError), beside() as begin:
+    with pytest.raises(KeyError), in_background() as begin:
         begin(may_end.wait)
         second = begin(lambda: begun.append("second"))
         raise KeyError
@@ -154,6 +159,6 @@ def test_after_an_error_nothing_more_is_begun_beside():
 
 def test_several_processes_compile_in_step(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with beside() as begin:
+    with in_background() as begin:
         threads = begin(threading.current_thread)
         assert threads() is threading.current_thread()
