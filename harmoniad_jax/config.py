@@ -350,6 +350,12 @@ class CalibrationConfig:
 
     # Share of each category's training images that is held out.
     holdout: float = setting(0.1, at_least=0, below=1, touches=LEARNING)
+    # Which image of each of so many equal parts of a category, in the order of their names:
+    # "random" or the "middle" one. The middle one only to continue runs of earlier
+    # versions: in a cycle of stations it may always be of the same one.
+    holdout_choice: str = setting(
+        "random", choices=("random", "middle"), touches=LEARNING, older="middle"
+    )
     # Hold copies of an image out together, or none of them. Only to continue runs of
     # versions that did not.
     copies_together: bool = setting(True, touches=LEARNING, older=False)

@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
+import numpy as np
+
 from harmoniad_jax.errors import UserError
 
 GOOD = "good"
@@ -121,11 +123,19 @@ class Dataset:
         return hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
 
     def hold_out(
-        self, share: float, first: Mapping[Record, Record] | None = None
+        self,
+        share: float,
+        first: Mapping[Record, Record] | None = None,
+        *,
+        at_random: bool = True,
     ) -> "Dataset":
         """Moves a share of each category's training images to `held_out`.
 
-        They are taken evenly over the order of their names, at least one of two or more.
+        They are one of each of so many equal parts, in the order of their names: at least
+        one of two or more. Which one of a part is drawn, always the same for so many
+        images. Names often follow a cycle, such as stations of a line: with the middle of
+        every tenth image all that is held out may be of one of ten stations.
+
         Copies of an image and views of a product count once and stay together: all are held
         out, or all are trained on. But a category keeps an image to train on, even if it is
         a copy. A category with validation images of its own keeps all of its training
@@ -134,6 +144,7 @@ class Dataset:
         Args:
           share: of the images.
           first: each copy to the first record of the same image; none if None.
+          at_random: False: the middle of each part, as in earlier versions.
         """
         own = {record.category for record in self.held_out}
         train = [record for record in self.train if record.category not in own]
@@ -149,11 +160,9 @@ class Dataset:
         chosen: set[Record] = set()
         for records in by_category.values():
             # A category of nothing but copies of another one's images has no records.
-            count = min(max(round(share * len(records)), share > 0), len(records) - 1)
-            # The middles of `count` equal parts.
-            chosen |= {
-                records[(2 * i + 1) * len(records) // (2 * count)] for i in range(count)
-            }
+            least, most = int(share > 0), max(len(records) - 1, 0)
+            count = min(max(round(share * len(records)), least), most)
+            chosen |= {records[row] for row in _of_parts(len(records), count, at_random)}
         for images in all_images.values():
             if images <= chosen:
                 chosen.remove(min(images, key=lambda record: record.key))
@@ -172,6 +181,17 @@ class Dataset:
 
         held_out = tuple(of_these(self.held_out))
         return Dataset(of_these(self.train), of_these(self.test), held_out)
+
+
+def _of_parts(total: int, count: int, at_random: bool) -> list[int]:
+    """A row of each of `count` equal parts of `total` rows, `count` of them or fewer."""
+    if not at_random:
+        return [(2 * part + 1) * total // (2 * count) for part in range(count)]
+    edges = np.arange(count + 1) * total // max(count, 1)
+    # Not the seed of training: runs of several seeds are compared. NumPy promises that this
+    # generator's numbers stay, which a resumed run needs.
+    places = np.random.RandomState(total).random_sample(count)
+    return (edges[:-1] + places * np.diff(edges)).astype(int).tolist()
 
 
 def _groups(

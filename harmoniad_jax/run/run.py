@@ -170,8 +170,9 @@ def prepare_run(
 
 def _hold_out(dataset: Dataset, settings: CalibrationConfig) -> Dataset:
     """Holds good images out, copies together, and says how many copies there are."""
+    at_random = settings.holdout_choice == "random"
     if not settings.copies_together:
-        return dataset.hold_out(settings.holdout)
+        return dataset.hold_out(settings.holdout, at_random=at_random)
     dataset = _without_learnt(dataset)
     groups = together(lambda: copies([*dataset.train, *dataset.test]))
     train = set(dataset.train)
@@ -193,7 +194,7 @@ def _hold_out(dataset: Dataset, settings: CalibrationConfig) -> Dataset:
             ),
             example.key,
         )
-    return dataset.hold_out(settings.holdout, first_of(groups))
+    return dataset.hold_out(settings.holdout, first_of(groups), at_random=at_random)
 
 
 def _without_learnt(dataset: Dataset) -> Dataset:

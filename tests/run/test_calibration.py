@@ -79,8 +79,22 @@ def test_images_are_taken_evenly(count, share):
     for part, place in enumerate(places):
         first, end = (Fraction(edge * count, len(places)) for edge in (part, part + 1))
         assert floor(first) <= place < end
-    gaps = np.diff(places)
+
+
+@given(st.integers(2, 300), st.floats(0.001, 0.99))
+def test_earlier_versions_took_the_middles(count, share):
+    held_out = dataset(count).hold_out(share, at_random=False).held_out
+    gaps = np.diff([int(record.image.stem) for record in held_out])
     assert gaps.size == 0 or gaps.max() - gaps.min() <= 1
+
+
+@pytest.mark.parametrize("stations", [4, 5, 10, 20])
+def test_a_cycle_of_stations_is_held_out_of_at_all_of_them(stations):
+    held_out = dataset(400).hold_out(0.1).held_out
+    seen = {int(record.image.stem) % stations for record in held_out}
+    assert len(seen) >= 0.6 * stations
+    middles = dataset(400).hold_out(0.1, at_random=False).held_out
+    assert len({int(record.image.stem) % 10 for record in middles}) == 1
 
 
 @pytest.mark.parametrize(
