@@ -43,6 +43,7 @@ from harmoniad_jax.run.checks import (
     setting_problems,
 )
 from harmoniad_jax.run.datasets import open_dataset
+from harmoniad_jax.steps.losses import growth_steps
 from harmoniad_jax.steps.network import build_model
 from harmoniad_jax.steps.optimizer import make_optimizer
 from harmoniad_jax.steps.state import TrainState, create_state
@@ -247,6 +248,7 @@ def assemble(
         preprocessor, max_megapixels=config.data.max_megapixels
     )
     encoder = encoder.for_shapes(preprocessor.shapes.values())
+    growth = growth_steps(config.loss, config.train.num_steps)
     steps = Steps(
         encoder=encoder,
         model=build_model(
@@ -258,7 +260,7 @@ def assemble(
             mesh=mesh,
         ),
         optimizer=make_optimizer(config.optimizer, config.train.num_steps),
-        loss=config.loss,
+        loss=dataclasses.replace(config.loss, easy_steps=growth),
         evaluation=config.evaluation,
         micro_batches=config.train.micro_batches,
         check_numerics=config.train.check_numerics,

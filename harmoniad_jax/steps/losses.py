@@ -20,6 +20,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from harmoniad_jax.config import LossConfig
 from harmoniad_jax.model.harmoniad import Comparison
 from harmoniad_jax.model.scoring import cosine_distance
 
@@ -33,6 +34,13 @@ class HardMining(NamedTuple):
 
     share: jax.Array | float
     gradient: float
+
+
+def growth_steps(config: LossConfig, num_steps: int) -> int:
+    """Steps in which the easy share grows, in a run of `num_steps`."""
+    if config.easy_within == 0:
+        return config.easy_steps
+    return min(config.easy_steps, round(config.easy_within * num_steps))
 
 
 def easy_share(step: jax.Array, final_share: float, growth_steps: int) -> jax.Array:

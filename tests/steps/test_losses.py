@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from harmoniad_jax.config import LossConfig
 from harmoniad_jax.model.harmoniad import Comparison
 from harmoniad_jax.steps.losses import (
     HardMining,
     easy_share,
+    growth_steps,
     hard_cosine,
     scale_gradient,
     total_loss,
@@ -128,6 +130,14 @@ def test_easy_share_grows_linearly_and_stays():
     np.testing.assert_allclose(shares, [0, 0.0009, 0.225, 0.45, 0.9, 0.9], rtol=1e-5)
     # No growth: all of it from the first step on, and no division by zero.
     assert float(easy_share(jnp.int32(1), 0.9, 0)) == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "within", "expected"),
+    [(10_000, 0.2, 1000), (500, 0.2, 100), (4, 0.2, 1), (500, 0.0, 1000), (500, 1.0, 500)],
+)
+def test_short_runs_mine_too(num_steps, within, expected):
+    assert growth_steps(LossConfig(easy_within=within), num_steps) == expected
 
 
 @pytest.mark.parametrize("mining", [None, HardMining(0.5, 0.1)])
