@@ -260,7 +260,7 @@ class Head(nn.Module):
 
     def forward(self, patches: Tensor, class_token: Tensor, easy: float) -> Tensor:
         low, high = self.split(patches)
-        predicted_high = self.fsam(high.mean(dim=1))
+        predicted_high = self.fsam(patches.mean(dim=1))
         predicted_low = self.gscm(low.mean(dim=1), class_token)
         loss = self.loss
         return sum(

@@ -188,6 +188,10 @@ class ModelConfig:
     # Extend feature maps by their mirror image before the transform, which else joins
     # opposite borders.
     mirror: bool = setting(False, touches=LEARNING)
+    # Let FSAM, which predicts the high band, read both bands instead of the high one alone:
+    # which texture is normal depends on what it is the texture of. False: as in runs of
+    # earlier versions.
+    high_reads_low: bool = setting(True, touches=LEARNING, older=False)
     # Number of FSAM blocks, GSCM blocks, and blocks of the plain variant; each a multiple
     # of `encoder.groups`.
     high_depth: int = setting(4, touches=LEARNING)
@@ -218,8 +222,8 @@ class LossConfig:
     # Scale down the gradient of positions that are already rebuilt well.
     hard_mining: bool = setting(True, touches=LEARNING)
     # Share of a batch's positions that count as easy, reached after `easy_steps` steps of
-    # linear growth, and the factor on their gradient (Dinomaly).
-    easy_share: float = setting(0.9, at_least=0, below=1, touches=LEARNING)
+    # linear growth, and the factor on their gradient (Dinomaly, where the share is 0.9).
+    easy_share: float = setting(0.95, at_least=0, below=1, touches=LEARNING, older=0.9)
     easy_steps: int = setting(1000, at_least=0, touches=LEARNING)
     # The growth takes no more than this share of the run, so that short runs mine too; 0:
     # however short it is, as in runs of earlier versions.

@@ -1,8 +1,11 @@
 """The harmonised network: two bands of encoder features in, their clean versions out.
 
-    F -> split -> low  -> noisy bottleneck -> GSCM -> P_low
-              \\-> high -> noisy bottleneck -> FSAM -> P_high
+    F -> split -> low -> noisy bottleneck -> GSCM -> P_low
+    F ----------------> noisy bottleneck -> FSAM -> P_high, of F - low
     F_fused = P_low + P_high
+
+FSAM predicts the high band and reads both: which texture is normal depends on what it is
+the texture of, and that is in the low band.
 
 Trained on defect-free images alone, it cannot rebuild what it has never seen: where
 F_fused differs from F, there is a defect. For that, nothing of F may pass a bottleneck
@@ -72,11 +75,13 @@ class HarmoniAD(Network):
       split: of the features into a low and a high band.
       high, low: the branches; None leaves a band out. With both, the sum of their
         predictions is compared with the features too.
+      high_reads_low: let the high branch read both bands; else its own alone.
     """
 
     split: nn.Module
     high: nn.Module | None
     low: nn.Module | None
+    high_reads_low: bool = True
 
     @property
     def comparison_names(self) -> tuple[str, ...]:
@@ -87,11 +92,15 @@ class HarmoniAD(Network):
     @nn.compact
     def __call__(self, features: Features, *, train: bool) -> dict[str, Comparison]:
         low, high = self.split(features.patches, self.mesh)
+        read_by_high = features.patches if self.high_reads_low else high
         comparisons = {}
-        for name, band, branch in (("high", high, self.high), ("low", low, self.low)):
+        for name, band, read, branch in (
+            ("high", high, read_by_high, self.high),
+            ("low", low, low, self.low),
+        ):
             if branch is None:
                 continue
-            prediction = branch(band.mean(axis=1), features.class_token, train=train)
+            prediction = branch(read.mean(axis=1), features.class_token, train=train)
             # The bands are targets here: were they to follow the gradient, a learnable
             # gate would move to where they are easiest to predict, not to where they help.
             comparisons[name] = Comparison(jax.lax.stop_gradient(band), prediction)

@@ -82,6 +82,7 @@ def build_model(
         split=build_split(config),
         high=high if "high" in branches else None,
         low=low if "low" in branches else None,
+        high_reads_low=config.high_reads_low,
         mesh=mesh,
     )
 

@@ -29,6 +29,7 @@ VARIANTS: dict[str, Settings] = {
     "plain": {"model.variant": "plain"},
     "high-only": {"model.variant": "high"},
     "low-only": {"model.variant": "low"},
+    "high-reads-high": {"model.high_reads_low": False},
     # Parts of FSAM, one by one and all of them.
     "no-edge-kernels": {"model.edge_kernels": False},
     "no-channel-gate": {"model.channel_gate": False},
@@ -69,6 +70,10 @@ VARIANTS: dict[str, Settings] = {
     "dropout-0.4": {"model.dropout": 0.4},
     # The loss.
     "no-hard-mining": {"loss.hard_mining": False},
+    "late-mining": {"loss.easy_within": 0.0},
+    "plain-late-mining": {"model.variant": "plain", "loss.easy_within": 0.0},
+    "mining-0.9": {"loss.easy_share": 0.9},
+    "no-easy-gradient": {"loss.easy_gradient": 0.0},
     "fused-loss-only": {"loss.high_weight": 0.0, "loss.low_weight": 0.0},
     # The score: a trained run evaluated in another way.
     "earlier-scoring": {"evaluation.map_decay": 0.1, "evaluation.smoothing_sigma": 4.0},

@@ -262,6 +262,22 @@ def test_a_split_of_any_kind_and_any_branches_make_a_network():
     np.testing.assert_allclose(comparisons["fused"].prediction, fused, atol=1e-6)
 
 
+@pytest.mark.parametrize("reads_low", [False, True])
+def test_the_high_branch_reads_the_low_band_if_it_is_to(reads_low):
+    """A constant belongs to the low band wholly."""
+    features, params = random_features(0), random_params("high")
+    moved = features._replace(patches=features.patches + jnp.arange(1.0, WIDTH + 1))
+    model = tiny_model("high", high_reads_low=reads_low)
+    first, second = (
+        model.apply({"params": params}, one, train=False)["high"]
+        for one in (features, moved)
+    )
+    np.testing.assert_allclose(first.target, second.target, atol=1e-4)
+    difference = jnp.abs(first.prediction - second.prediction).max()
+    assert (difference > 0.1) == reads_low
+    assert reads_low or difference < 1e-3
+
+
 @pytest.mark.parametrize(("variant", "branch"), [("high", "fsam"), ("low", "gscm")])
 def test_single_branches_are_those_of_the_whole(variant, branch):
     features = feature_shapes(WIDTH)
