@@ -225,10 +225,10 @@ class LossConfig:
     # linear growth, and the factor on their gradient (Dinomaly, where the share is 0.9).
     easy_share: float = setting(0.95, at_least=0, below=1, touches=LEARNING, older=0.9)
     easy_steps: int = setting(1000, at_least=0, touches=LEARNING)
+    easy_gradient: float = setting(0.1, at_least=0, touches=LEARNING)
     # The growth takes no more than this share of the run, so that short runs mine too; 0:
     # however short it is, as in runs of earlier versions.
     easy_within: float = setting(0.2, at_least=0, at_most=1, touches=LEARNING, older=0.0)
-    easy_gradient: float = setting(0.1, at_least=0, touches=LEARNING)
 
 
 @dataclasses.dataclass(frozen=True)

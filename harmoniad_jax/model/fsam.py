@@ -225,7 +225,7 @@ class Fsam(nn.Module):
         """Predicts the high bands; needs the rng "dropout" in training.
 
         Args:
-          features: [B, h, w, D] float32, the high band.
+          features: [B, h, w, D] float32, what is read: both bands, or the high one.
           class_token: not used; every branch is called with it.
           train: switches the bottleneck's noise on.
 
