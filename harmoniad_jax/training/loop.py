@@ -131,16 +131,7 @@ def _train_and_evaluate(
             evaluation()
         trained = Trained(run, state, encoder_params, inputs, calibration)
         if not finished:
-            try:
-                trained = measured_on_good_images(trained)
-            except Interrupted:
-                if jax.process_count() == 1:
-                    _save_and_wait(checkpoints, state, iterator_state, identity)
-                raise
-            checkpoints.save(
-                *(trained.state, iterator_state, identity, trained.calibration),
-                finished=True,
-            )
+            trained = _finish(trained, iterator_state, checkpoints, identity)
     return evaluate(trained, workdir)
 
 
@@ -272,6 +263,27 @@ def _save_and_wait(
         if checkpoints.latest_step != int(state.step):
             checkpoints.save(state, iterator_state, identity)
         checkpoints.wait()
+
+
+def _finish(
+    trained: Trained, iterator_state: Any, checkpoints: Checkpoints, identity: Identity
+) -> Trained:
+    """Measures what good images look like to the trained network, and saves both.
+
+    Raises:
+      Interrupted: a signal came. What was trained is saved if this is the only process;
+        others may be waiting for the measurement.
+    """
+    try:
+        trained = measured_on_good_images(trained)
+    except Interrupted:
+        if jax.process_count() == 1:
+            _save_and_wait(checkpoints, trained.state, iterator_state, identity)
+        raise
+    checkpoints.save(
+        trained.state, iterator_state, identity, trained.calibration, finished=True
+    )
+    return trained
 
 
 def _check_finite(
