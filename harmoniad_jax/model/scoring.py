@@ -3,10 +3,13 @@
 d_kg(i, j) = 1 - cos(F_kg(i, j), P_kg(i, j))             of comparison k and group g
 z_kg       = (d_kg - mean_kg) / deviation_kg             standardised on good images
 fuse(a)    = sum_k weight_k sum_g a^g z_kg / sum_g a^g   deeper groups weigh less
-map        = gaussian(upsample(fuse(map_decay)))
+lower(M)   = M - max(0, value that three quarters of M reach)
+map        = gaussian(upsample(lower(fuse(map_decay))))
 score      = mean of the largest 1 % of gaussian(upsample(fuse(score_decay)))
 
-The good images are the held-out ones, or training images where nothing is held out.
+The good images are the held-out ones, or training images where nothing is held out. 0 is
+what they have in the mean. The score keeps the level of an image: a photo of something
+else, or a black one, is defective everywhere.
 """
 
 import math
@@ -100,6 +103,25 @@ def fuse(
     """
     used = [name for name in maps if weights[name] != 0]
     return sum(weights[name] * group_mean(maps[name], decay) for name in used)
+
+
+def lower_background(maps: jax.Array, share: float) -> jax.Array:
+    """Lowers whole maps that lie above what good images have in the mean.
+
+    Light, focus or noise that the network has not seen raise a map everywhere, and defects
+    in a part of it. Maps that do not reach 0 in so large a share stay as they are.
+
+    Args:
+      maps: [B, h, w] float32, standardised.
+      share: of the cells that count as the background, in (0, 1].
+
+    Returns:
+      [B, h, w] float32.
+    """
+    flat = maps.reshape(maps.shape[0], -1)
+    count = max(1, math.ceil(share * flat.shape[1]))
+    reached = jax.lax.top_k(flat, count)[0][:, -1]
+    return maps - jnp.maximum(reached, 0.0)[:, None, None]
 
 
 def upsampling_matrix(source: int, target: int, sigma: float) -> np.ndarray:

@@ -227,14 +227,17 @@ class Steps:
         weights = self._weights(settings.high_weight, settings.low_weight)
         standardised = scoring.standardise(distances, statistics)
 
-        def fused(decay: float) -> jax.Array:
-            maps = scoring.fuse(standardised, weights, decay)
+        def enlarged(maps: jax.Array) -> jax.Array:
             shape = scoring.map_shape(maps.shape[1:], settings.map_side)
             return scoring.upsample(maps, shape, settings.smoothing_sigma)
 
-        scores = scoring.image_scores(fused(settings.score_decay), settings.top_share)
+        maps = scoring.fuse(standardised, weights, settings.map_decay)
+        if settings.background_share > 0:
+            maps = scoring.lower_background(maps, settings.background_share)
+        scored = enlarged(scoring.fuse(standardised, weights, settings.score_decay))
+        scores = scoring.image_scores(scored, settings.top_share)
         shown = {k: scoring.group_mean(v, settings.map_decay) for k, v in distances.items()}
-        return Prediction(fused(settings.map_decay), scores, shown)
+        return Prediction(enlarged(maps), scores, shown)
 
 
 def in_parts(parts: int, function: Callable, batch: Any, each: Any = None) -> Any:

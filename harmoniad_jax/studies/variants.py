@@ -76,6 +76,11 @@ VARIANTS: dict[str, Settings] = {
     "no-easy-gradient": {"loss.easy_gradient": 0.0},
     "fused-loss-only": {"loss.high_weight": 0.0, "loss.low_weight": 0.0},
     # The score: a trained run evaluated in another way.
+    "background-kept": {"evaluation.background_share": 0.0},
+    "plain-background-kept": {
+        "model.variant": "plain",
+        "evaluation.background_share": 0.0,
+    },
     "earlier-scoring": {"evaluation.map_decay": 0.1, "evaluation.smoothing_sigma": 4.0},
     "smoothing-4": {"evaluation.smoothing_sigma": 4.0},
     "map-decay-0.1": {"evaluation.map_decay": 0.1},

@@ -37,6 +37,7 @@ CHOICES = {
     "encoder.groups": [1, 2],
     "evaluation.high_weight": [0.0, 0.5],
     "evaluation.score_decay": [0.5, 1.0],
+    "evaluation.background_share": [0.0, 0.75],
     "evaluation.smoothing_sigma": [0.0, 2.0],
     "evaluation.top_share": [0.0, 0.05],
 }

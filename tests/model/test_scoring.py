@@ -1,5 +1,7 @@
 """Distances, upsampling and image scores against numpy, scipy and jax.image."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ from harmoniad_jax.model.scoring import (
     fuse,
     group_mean,
     image_scores,
+    lower_background,
     map_shape,
     standardise,
     upsample,
@@ -173,6 +176,27 @@ def test_upsample_keeps_places():
     fine = np.asarray(upsample(maps, (40, 40), 2.0))[0]
     row, column = np.unravel_index(fine.argmax(), fine.shape)
     assert 10 <= row < 20 and 30 <= column < 40
+
+
+@pytest.mark.parametrize("share", [1 / 64, 0.3, 0.75, 1.0])
+def test_a_raised_map_is_lowered_until_the_share_no_longer_lies_above_zero(share):
+    maps = normal(5, 8, 8) + np.float32([-9, -0.5, 0, 0.5, 9])[:, None, None]
+    got = np.asarray(lower_background(maps, share))
+    ordered = np.sort(maps.reshape(5, 64), axis=1)[:, ::-1]
+    reached = ordered[:, math.ceil(share * 64) - 1]
+    expected = maps - np.maximum(reached, 0)[:, None, None]
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+    assert (np.sum(got > 1e-6, axis=(1, 2)) < math.ceil(share * 64)).all()
+    np.testing.assert_array_equal(got[reached <= 0], maps[reached <= 0])
+
+
+def test_what_raises_all_of_a_map_is_taken_off_and_a_defect_is_kept():
+    maps = normal(1, 8, 8)
+    maps -= np.quantile(maps, 0.25)  # three quarters lie above zero
+    maps[0, 2:4, 2:6] += 20
+    lowered = lower_background(maps, 0.75)
+    np.testing.assert_allclose(lower_background(maps + 5, 0.75), lowered, atol=1e-5)
+    assert np.asarray(lowered)[0, 2:4, 2:6].min() > 15
 
 
 @pytest.mark.parametrize(

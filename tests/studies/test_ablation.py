@@ -97,6 +97,8 @@ def test_variants_of_the_evaluation_need_no_training():
         "plain-groups-equal": "plain",
         "with-branch-maps": "harmoniad",
         "score-is-maximum": "harmoniad",
+        "background-kept": "harmoniad",
+        "plain-background-kept": "plain",
         "earlier-scoring": "harmoniad",
         "smoothing-4": "harmoniad",
         "map-decay-0.1": "harmoniad",
