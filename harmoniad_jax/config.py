@@ -217,8 +217,9 @@ class ModelConfig:
 class LossConfig:
     """L = hardcos(fused) + high_weight hardcos(high) + low_weight hardcos(low)."""
 
-    high_weight: float = setting(1.0, at_least=0, touches=LEARNING)
-    low_weight: float = setting(1.0, at_least=0, touches=LEARNING)
+    # The sum is what is scored: a small share of the loss keeps each branch to its band.
+    high_weight: float = setting(0.3, at_least=0, touches=LEARNING, older=1.0)
+    low_weight: float = setting(0.3, at_least=0, touches=LEARNING, older=1.0)
     # Scale down the gradient of positions that are already rebuilt well.
     hard_mining: bool = setting(True, touches=LEARNING)
     # Share of a batch's positions that count as easy, reached after `easy_steps` steps of

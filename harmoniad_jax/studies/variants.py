@@ -74,6 +74,8 @@ VARIANTS: dict[str, Settings] = {
     "plain-late-mining": {"model.variant": "plain", "loss.easy_within": 0.0},
     "mining-0.9": {"loss.easy_share": 0.9},
     "no-easy-gradient": {"loss.easy_gradient": 0.0},
+    "band-losses-1": {"loss.high_weight": 1.0, "loss.low_weight": 1.0},
+    "band-losses-0.1": {"loss.high_weight": 0.1, "loss.low_weight": 0.1},
     "fused-loss-only": {"loss.high_weight": 0.0, "loss.low_weight": 0.0},
     # The score: a trained run evaluated in another way.
     "background-kept": {"evaluation.background_share": 0.0},
