@@ -17,6 +17,9 @@ from harmoniad_jax.run.normality import GoodImages
 
 FILE = "thresholds.json"  # in the folder of a run; NAME.thresholds.json beside a file
 FORMAT_VERSION = 1
+# Settings that are younger than the first of these files, as older models have them: the
+# fingerprint of such a model was made without them.
+NEWER = (("background_share", 0.0),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,5 +139,9 @@ def _fingerprint(own: GoodImages | None) -> str:
 
     An export after `calibrate` has its thresholds, and so another fingerprint too.
     """
-    text = json.dumps(own.to_json() if own else None, sort_keys=True)
+    values = own.to_json() if own else None
+    if values:
+        settings = values["settings"].items()
+        values["settings"] = dict(one for one in settings if one not in NEWER)
+    text = json.dumps(values, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,5 +1,6 @@
 """Thresholds by new good photos: what changes, what stays, and what is warned of."""
 
+import dataclasses
 import json
 import shutil
 
@@ -96,6 +97,19 @@ def test_a_run_is_calibrated_as_its_file_is(trained_run, good, tmp_path):
     changed = calibrate(model, folder, good, CATEGORY, lambda line: None)
     assert harmoniad_jax.load(folder).calibration == changed
     assert (folder / "thresholds.json").is_file()
+
+
+def test_thresholds_stay_those_of_a_run_that_is_older_than_a_setting(file):
+    stored = load(file).own_calibration
+
+    def own(**settings):
+        return dataclasses.replace(stored, settings={"map_decay": 0.1, **settings})
+
+    entry = new_thresholds.Entry("", "", {}, own())
+    new_thresholds.add(file, own(), entry)
+    assert new_thresholds.read(file, own(background_share=0.0)) == [entry]
+    with pytest.raises(UserError, match="another training"):
+        new_thresholds.read(file, own(background_share=0.75))
 
 
 def test_products_are_taken_from_folders_and_copies_once(file, good, tmp_path):
