@@ -83,7 +83,11 @@ VARIANTS: dict[str, Settings] = {
         "model.variant": "plain",
         "evaluation.background_share": 0.0,
     },
-    "earlier-scoring": {"evaluation.map_decay": 0.1, "evaluation.smoothing_sigma": 4.0},
+    "earlier-scoring": {
+        "evaluation.background_share": 0.0,
+        "evaluation.map_decay": 0.1,
+        "evaluation.smoothing_sigma": 4.0,
+    },
     "smoothing-4": {"evaluation.smoothing_sigma": 4.0},
     "map-decay-0.1": {"evaluation.map_decay": 0.1},
     "map-decay-0.5": {"evaluation.map_decay": 0.5},
@@ -93,6 +97,7 @@ VARIANTS: dict[str, Settings] = {
     # The published recipe of `plain` gives both groups the same weight.
     "plain-groups-equal": {
         "model.variant": "plain",
+        "evaluation.background_share": 0.0,
         "evaluation.map_decay": 1.0,
         "evaluation.score_decay": 1.0,
     },
