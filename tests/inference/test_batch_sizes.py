@@ -16,8 +16,9 @@ from harmoniad_jax.inference.predictor import batch_sizes
 from harmoniad_jax.run.run import prepare_run
 from harmoniad_jax.training.loop import train_and_evaluate
 
-# A batch of another size is another program, which may add in another order.
-TOLERANCE = 1e-6
+# A batch of another size is another program, which may add in another order. Of distances
+# it is far less: they are divided by their deviation, and so is their rounding.
+TOLERANCE = 3e-6
 
 
 @pytest.mark.parametrize(
