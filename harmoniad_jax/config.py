@@ -309,9 +309,9 @@ class EvaluationConfig:
     # (docs/results/travel.md).
     map_decay: float = setting(0.25, at_least=0, at_most=1, touches=SCORES, older=0.1)
     score_decay: float = setting(0.5, at_least=0, at_most=1, touches=SCORES)
-    # A map of which this share lies above what good images have in the mean is lowered
-    # until it does not: changed light, blur or noise raise all of a map, a defect a part of
-    # it. Image scores stay. 0: never, as in runs of earlier versions.
+    # If this share of a map lies above the mean of good images, the map is lowered until it
+    # does not. Changed light, blur or noise raise all of a map, and a defect raises a part
+    # of it. Image scores stay. 0: never, as in runs of earlier versions.
     background_share: float = setting(
         0.75, at_least=0, at_most=1, touches=SCORES, older=0.0
     )
