@@ -8,9 +8,9 @@ before they are scaled. Masks follow where pixels move. A defect that is moved o
 picture leaves its image defective, and then counts in the image metrics only. Nothing is
 trained; the maps are standardised as for clean images.
 
-The output folder gets the seven metrics of every run, corruption and severity as
-robustness.json, tables as robustness.md, and a plot of metrics against severity as
-robustness.png. After an interruption the same command continues.
+The output folder gets the seven metrics of every run, corruption and severity, their means
+and those of each category, as robustness.json, tables as robustness.md, and a plot of the
+means against severity as robustness.png. After an interruption the same command continues.
 
 With --bands every corruption that moves no pixels is also let through the low or the high
 frequency band of the features alone; the other band is that of the clean image. --images,

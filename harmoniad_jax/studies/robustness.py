@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,8 @@ class Robustness:
             of_this = kept["runs"].setdefault(workdir.name, {})
             fill_in(workdir, conditions, severities, self._images, of_this, save)
         metrics = {name: kept["runs"][name]["metrics"] for name in self._names}
-        text = tables(metrics, conditions, severities)
+        of_each = {name: kept["runs"][name]["categories"] for name in self._names}
+        text = tables(metrics, of_each, conditions, severities)
         write_whole(self._output / "robustness.md", text)
         with style():
             drawing = plot(metrics, conditions, severities)
@@ -151,16 +152,20 @@ def chosen_records(records: Sequence[Record], most: int | None) -> dict[str, lis
     return categories
 
 
-def mean_metrics_of(
+def measured(
     predictor: Predictor, records: dict[str, list[Record]], title: str
-) -> dict[str, float | None]:
-    """The seven metrics, means over the categories; None where undefined."""
+) -> tuple[dict[str, float | None], dict[str, dict[str, float | None]]]:
+    """The seven metrics, their means and those of each category; None where undefined."""
+
+    def defined(metrics: Mapping[str, float]) -> dict[str, float | None]:
+        return {n: None if math.isnan(metrics[n]) else metrics[n] for n in METRIC_NAMES}
+
     per_category = {
         name: measure(predictor, f"{title}, {name}", found)[0].metrics
         for name, found in records.items()
     }
-    means = mean_metrics(per_category)
-    return {name: None if math.isnan(means[name]) else means[name] for name in METRIC_NAMES}
+    of_each = {name: defined(metrics) for name, metrics in per_category.items()}
+    return defined(mean_metrics(per_category)), of_each
 
 
 def fill_in(
@@ -178,8 +183,9 @@ def fill_in(
       conditions: to evaluate it under.
       severities: of each of them.
       images: of each category, at most; None: all.
-      kept: what is known of the run: "run", which it is, and "metrics", by condition the
-        seven metrics at each severity.
+      kept: what is known of the run: "run", which it is, "metrics", by condition the means
+        of the seven metrics at each severity, and "categories", likewise those of each
+        category. What earlier versions kept is without the latter.
       save: writes all that is known.
 
     Raises:
@@ -200,12 +206,13 @@ def fill_in(
             "give another --output."
         )
     metrics = kept.setdefault("metrics", {})
+    categories = kept.setdefault("categories", {})
     records = chosen_records(run.dataset.test, images)
     predictors = {None: Predictor(trained)} | {
         band: Predictor(trained, through_band(trained, band)) for band in BANDS
     }
 
-    def under(condition: Condition, severity: int) -> dict[str, float | None]:
+    def under(condition: Condition, severity: int) -> tuple[dict, dict]:
         changed = {
             category: [
                 corrupted(record, condition.corruption, severity, levels)
@@ -214,12 +221,15 @@ def fill_in(
             for category, found in records.items()
         }
         title = f"{condition.corruption} {severity}"
-        return mean_metrics_of(predictors[condition.band], changed, title)
+        return measured(predictors[condition.band], changed, title)
+
+    def keep(name: str, found: Iterable[tuple[dict, dict]]) -> None:
+        means, of_each = zip(*found, strict=True)
+        metrics[name], categories[name] = list(means), list(of_each)
+        save()
 
     if CLEAN not in metrics:
-        metrics[CLEAN] = [mean_metrics_of(predictors[None], records, CLEAN)]
-        save()
+        keep(CLEAN, [measured(predictors[None], records, CLEAN)])
     for condition in conditions:
         if condition.name not in metrics:
-            metrics[condition.name] = [under(condition, level) for level in severities]
-            save()
+            keep(condition.name, [under(condition, level) for level in severities])

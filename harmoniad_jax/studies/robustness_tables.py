@@ -23,6 +23,10 @@ COLOURS = (LIGHT.curve, LIGHT.defective, LIGHT.good, LIGHT.ink)
 
 # run -> condition -> the seven metrics at each severity, one for CLEAN; None: undefined.
 Metrics = Mapping[str, Mapping[str, Sequence[Mapping[str, float | None]]]]
+# The same, with the metrics of each category; a condition may be missing.
+CategoryMetrics = Mapping[
+    str, Mapping[str, Sequence[Mapping[str, Mapping[str, float | None]]]]
+]
 
 
 def mean_change(metrics: Metrics, run: str, condition: str, metric: str) -> float | None:
@@ -35,15 +39,19 @@ def mean_change(metrics: Metrics, run: str, condition: str, metric: str) -> floa
 
 
 def tables(
-    metrics: Metrics, conditions: Sequence[Condition], severities: Sequence[int]
+    metrics: Metrics,
+    of_each: CategoryMetrics,
+    conditions: Sequence[Condition],
+    severities: Sequence[int],
 ) -> str:
-    """What each run loses under each condition, and every metric, as Markdown."""
+    """What each run and each category loses, and every metric, as Markdown."""
     parts = [
         "## What is lost",
         "The change of a metric under a corruption, in percent points, on average over "
         "its severities; the metrics of clean images stand in the first row.",
         *([BANDS_NOTE] if any(condition.band for condition in conditions) else []),
         _changes_table(metrics, conditions),
+        *_categories_parts(of_each, conditions),
         "## Every metric",
     ]
     for run in metrics:
@@ -60,8 +68,36 @@ def _changes_table(metrics: Metrics, conditions: Sequence[Condition]) -> str:
     )
     for name in (condition.name for condition in conditions):
         changes = (mean_change(metrics, run, name, metric) for metric, run in columns)
-        rows.append([name, *("-" if c is None else f"{100 * c:+.1f}" for c in changes)])
+        rows.append([name, *map(in_points, changes)])
     return markdown_table(rows)
+
+
+def _categories_parts(
+    of_each: CategoryMetrics, conditions: Sequence[Condition]
+) -> list[str]:
+    """What each category loses, a table for each run; nothing for a single category."""
+    names = [condition.name for condition in conditions]
+    parts = []
+    for run, known in of_each.items():
+        if not {CLEAN, *names} <= set(known) or len(known[CLEAN][0]) < 2:
+            continue
+        (clean,) = known[CLEAN]
+        # Without masks, the images are all that there is to rank.
+        has_masks = any(one["pixel_aupro"] is not None for one in clean.values())
+        metric = "pixel_aupro" if has_masks else "image_auroc"
+        rows = [["category", CLEAN, *names]]
+        for category in clean:
+            own = {run: {name: [one[category] for one in known[name]] for name in known}}
+            changes = [in_points(mean_change(own, run, name, metric)) for name in names]
+            rows.append([category, percent(clean[category][metric]), *changes])
+        title = f"### {run}, {HEADINGS[metric]}"
+        parts += [title, markdown_table(rows)]
+    return ["## By category", *parts] if parts else []
+
+
+def in_points(change: float | None) -> str:
+    """A change of a share as percent points with a sign, a dash if undefined."""
+    return "-" if change is None else f"{100 * change:+.1f}"
 
 
 def _severities_table(

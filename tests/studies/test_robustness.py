@@ -150,8 +150,31 @@ def test_a_change_is_the_mean_over_severities():
 def test_undefined_figures_are_dashes():
     figures = figures_of(image_auroc=None)
     assert mean_change(figures, "a", "noise", "image_auroc") is None
-    assert "nan" not in tables(figures, [Condition("noise")], SEVERITIES)
+    assert "nan" not in tables(figures, {}, [Condition("noise")], SEVERITIES)
     assert plot(figures, [Condition("noise")], SEVERITIES).axes
+
+
+def test_each_category_has_its_own_loss():
+    """The mean hides that a single product suffers."""
+    figures = figures_of()
+    clean, falls = figures["a"]["clean"], figures["a"]["noise"]
+    suffers = [{"pill": clean[0], "screw": fall} for fall in falls]
+    of_each = {"a": {"clean": [{"pill": clean[0], "screw": clean[0]}], "noise": suffers}}
+    for one in suffers:
+        one["screw"] = one["screw"] | {"pixel_aupro": 0.4}
+    text = tables(figures, of_each, [Condition("noise")], SEVERITIES)
+    _, rest = text.split("## By category\n\n### a, AUPRO\n\n")
+    rows = [line.split() for line in rest.splitlines()[:4]]
+    assert [row[1::2] for row in rows[2:]] == [
+        ["pill", "90.0", "+0.0"],
+        ["screw", "90.0", "-50.0"],
+    ]
+    # Without masks it is the ranking of images; what earlier versions kept has none.
+    for one in (*of_each["a"]["clean"], *suffers):
+        for name in one:
+            one[name] = one[name] | {"pixel_aupro": None}
+    assert "### a, I-AUROC" in tables(figures, of_each, [Condition("noise")], SEVERITIES)
+    assert "## By" not in tables(figures, {"a": {}}, [Condition("noise")], SEVERITIES)
 
 
 def test_runs_are_evaluated_under_corruptions(trained_run, tmp_path):
@@ -171,6 +194,11 @@ def test_runs_are_evaluated_under_corruptions(trained_run, tmp_path):
     text = (output / "robustness.md").read_text()
     assert text == printed
     assert "| noise" in text and "0.15 of white" in text
+    of_each = runs["first"]["categories"]
+    for name, means in figures.items():
+        for mean, one in zip(means, of_each[name], strict=True):
+            scores = [metrics["pixel_ap"] for metrics in one.values()]
+            assert mean["pixel_ap"] == pytest.approx(np.mean(scores))
     with Image.open(output / "robustness.png") as plot:
         assert plot.width > 500
 
