@@ -50,11 +50,11 @@ class LinearAttention(nn.Module):
         self.output = nn.Linear(width, width)
         self.heads, self.epsilon = heads, epsilon
 
-    def forward(self, tokens: Tensor, context: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, context: Tensor | None = None) -> Tensor:
         def split(values: Tensor) -> Tensor:
             return values.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-        sources = torch.cat([tokens, context], dim=1)
+        sources = tokens if context is None else torch.cat([tokens, context], dim=1)
         key, value = self.key_value(sources).chunk(2, dim=-1)
         query = split(F.elu(self.query(tokens)) + 1)
         key, value = split(F.elu(key) + 1), split(value)
@@ -120,8 +120,12 @@ class SpatialGate(nn.Module):
 
 
 class FsamBlock(nn.Module):
-    def __init__(self, width: int):
+    def __init__(self, width: int, heads: int):
         super().__init__()
+        self.attends = heads > 0
+        if self.attends:
+            self.attention_norm = Norm(width)
+            self.attention = LinearAttention(width, heads)
         self.layernorm_0, self.layernorm_1 = Norm(width), Norm(width)
         self.multiscaleedges_0 = MultiScaleEdges(width)
         self.channelgate_0, self.spatialgate_0 = ChannelGate(width), SpatialGate()
@@ -130,6 +134,9 @@ class FsamBlock(nn.Module):
             self.register_parameter(name, nn.Parameter(torch.empty(width)))
 
     def forward(self, features: Tensor) -> Tensor:
+        if self.attends:
+            attended = self.attention(self.attention_norm(features).flatten(1, 2))
+            features = features + attended.view_as(features)
         texture = self.multiscaleedges_0(self.layernorm_0(features))
         gated = texture * self.channelgate_0(texture) * self.spatialgate_0(texture)
         threshold = F.softplus(self.threshold)
@@ -152,12 +159,14 @@ def group_outputs(outputs: list[Tensor], groups: int) -> Tensor:
 
 
 class Fsam(nn.Module):
-    def __init__(self, width: int, depth: int, groups: int, dropout: float):
+    def __init__(self, width: int, depth: int, groups: int, heads: int, dropout: float):
         super().__init__()
         self.bottleneck = Mlp(width, dropout=dropout)
         self.depth, self.groups = depth, groups
         for index in range(depth):
-            self.add_module(f"block_{index}", FsamBlock(width))
+            begins_group = index % (depth // groups) == 0
+            block = FsamBlock(width, heads if begins_group else 0)
+            self.add_module(f"block_{index}", block)
 
     def forward(self, features: Tensor) -> Tensor:
         features, outputs = self.bottleneck(features), []
@@ -253,8 +262,9 @@ class Head(nn.Module):
     def __init__(self, config: ModelConfig, loss: LossConfig, width: int, groups: int):
         super().__init__()
         heads, dropout = width // config.head_width, config.dropout
+        high_heads = heads if config.high_attention else 0
         self.split = FrequencySplit(config.cutoff, config.softness)
-        self.fsam = Fsam(width, config.high_depth, groups, dropout)
+        self.fsam = Fsam(width, config.high_depth, groups, high_heads, dropout)
         self.gscm = Gscm(width, config.low_depth, groups, heads, dropout)
         self.loss = loss
 

@@ -201,7 +201,9 @@ class ModelConfig:
     head_width: int = setting(64, touches=LEARNING)
     # Dropout of the noisy bottlenecks: without it the network learns to copy anomalies.
     dropout: float = setting(0.2, at_least=0, below=1, touches=LEARNING)
-    # Parts of the FSAM block.
+    # Parts of FSAM. The first of its blocks for each group attends to the whole image: a
+    # convolution does not see how a part lies. False: as in runs of earlier versions.
+    high_attention: bool = setting(True, touches=LEARNING, older=False)
     edge_kernels: bool = setting(True, touches=LEARNING)
     channel_gate: bool = setting(True, touches=LEARNING)
     spatial_gate: bool = setting(True, touches=LEARNING)

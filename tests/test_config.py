@@ -228,7 +228,7 @@ def test_the_network_has_the_defaults_of_its_settings():
     heads = 128 // settings.head_width
     assert build_model(settings, groups=2, width=128) == HarmoniAD(
         split=FrequencySplit(),
-        high=Fsam(settings.high_depth, 2, name="fsam"),
+        high=Fsam(settings.high_depth, 2, heads, name="fsam"),
         low=Gscm(settings.low_depth, 2, heads, name="gscm"),
     )
     plain = dataclasses.replace(settings, variant="plain")

@@ -3,10 +3,14 @@
 The paper gives its purpose, "to enhance textures and edges for detecting small
 anomalies"; its inside is this project's. One block:
 
+    x = x + linear_attention(norm(x))         in the first block of each group alone
     t = sum_k depthwise_k(norm(x))            edge kernels at three scales
     t = shrink(t * channel_gate * spatial_gate)
     x = x + gamma_1 * W t
     x = x + gamma_2 * mlp(norm(x))            gamma_1 = gamma_2 = 0 at the start
+
+Which edge is normal at a place may depend on the rest of the image: where a part may lie in
+any direction, on how it lies. Convolutions alone do not see so far.
 """
 
 import flax.linen as nn
@@ -14,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from harmoniad_jax.model.layers import Dense, Mlp, group_outputs
+from harmoniad_jax.model.layers import Dense, LinearAttention, Mlp, group_outputs
 
 LAPLACIAN = np.array([[0, 1, 0], [1, -4, 1], [0, 1, 0]], np.float32) / 4
 SOBEL_X = np.array([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]], np.float32) / 4
@@ -155,14 +159,16 @@ class SpatialGate(nn.Module):
 
 
 class FsamBlock(nn.Module):
-    """One block of the high-frequency path; the identity at initialisation.
+    """One block of the high-frequency path; at initialisation the identity, or close to it.
 
     Attributes:
+      heads: of the attention, a divisor of D; 0: there is none.
       edge_kernels, channel_gate, spatial_gate, shrinkage: switches of its parts.
       mlp_ratio: hidden width of the MLP as a multiple of D.
       product: see `layers.Dense`.
     """
 
+    heads: int = 0
     edge_kernels: bool = True
     channel_gate: bool = True
     spatial_gate: bool = True
@@ -174,6 +180,11 @@ class FsamBlock(nn.Module):
     def __call__(self, features: jax.Array) -> jax.Array:
         """[B, h, w, D] float32 -> the same shape."""
         width = features.shape[-1]
+        if self.heads:
+            attention = LinearAttention(self.heads, product=self.product, name="attention")
+            normalised = nn.LayerNorm(name="attention_norm")(features)
+            attended = attention(normalised.reshape(features.shape[0], -1, width))
+            features += attended.reshape(features.shape)
         texture = MultiScaleEdges(self.edge_kernels)(nn.LayerNorm()(features))
         gated = texture
         if self.channel_gate:
@@ -198,6 +209,8 @@ class Fsam(nn.Module):
     Attributes:
       depth: number of blocks, a multiple of `groups`.
       groups: G.
+      heads: of the attention in the first block of each group, a divisor of D; 0: there is
+        none.
       dropout: of the bottleneck, see `Mlp`.
       edge_kernels, channel_gate, spatial_gate, shrinkage: see `FsamBlock`.
       remat: compute the activations of every block again for its gradient.
@@ -206,6 +219,7 @@ class Fsam(nn.Module):
 
     depth: int
     groups: int
+    heads: int = 0
     dropout: float = 0.2
     edge_kernels: bool = True
     channel_gate: bool = True
@@ -239,7 +253,9 @@ class Fsam(nn.Module):
         block = nn.remat(FsamBlock) if self.remat else FsamBlock
         outputs = []
         for index in range(self.depth):
+            begins_group = index % (self.depth // self.groups) == 0
             features = block(
+                self.heads if begins_group else 0,
                 self.edge_kernels,
                 self.channel_gate,
                 self.spatial_gate,

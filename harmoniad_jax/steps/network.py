@@ -61,6 +61,7 @@ def build_model(
         )
     high = Fsam(
         depth=config.high_depth,
+        heads=heads if config.high_attention else 0,
         edge_kernels=config.edge_kernels,
         channel_gate=config.channel_gate,
         spatial_gate=config.spatial_gate,

@@ -17,6 +17,7 @@ REFERENCE = "harmoniad"
 EVALUATION = "evaluation."
 
 BARE_FSAM: Settings = {
+    "model.high_attention": False,
     "model.edge_kernels": False,
     "model.channel_gate": False,
     "model.spatial_gate": False,
@@ -31,6 +32,7 @@ VARIANTS: dict[str, Settings] = {
     "low-only": {"model.variant": "low"},
     "high-reads-high": {"model.high_reads_low": False},
     # Parts of FSAM, one by one and all of them.
+    "no-high-attention": {"model.high_attention": False},
     "no-edge-kernels": {"model.edge_kernels": False},
     "no-channel-gate": {"model.channel_gate": False},
     "no-spatial-gate": {"model.spatial_gate": False},

@@ -29,6 +29,7 @@ CHOICES = {
     "model.decimate": [False, True],
     "model.class_token": [False, True],
     "model.global_context": [False, True],
+    "model.high_attention": [False, True],
     "model.channel_gate": [False, True],
     "model.spatial_gate": [False, True],
     "model.shrinkage": [False, True],

@@ -23,7 +23,7 @@ from harmoniad_jax.model.fsam import (
     shrink,
 )
 
-SWITCHES = ("edge_kernels", "channel_gate", "spatial_gate", "shrinkage")
+SWITCHES = ("heads", "edge_kernels", "channel_gate", "spatial_gate", "shrinkage")
 
 
 def normal(*shape, seed=0):
@@ -199,10 +199,11 @@ def test_switches_remove_their_parts(switch):
         shapes = jax.eval_shape(block.init, jax.random.key(0), features)["params"]
         return set(shapes)
 
-    removed = names(FsamBlock()) - names(FsamBlock(**{switch: False}))
+    removed = names(FsamBlock(2)) - names(FsamBlock(**{"heads": 2, switch: False}))
     assert (
         removed
         == {
+            "heads": {"attention", "attention_norm"},
             "edge_kernels": set(),
             "channel_gate": {"ChannelGate_0"},
             "spatial_gate": {"SpatialGate_0"},
@@ -265,6 +266,25 @@ def test_block_moves_with_its_input():
     assert np.abs(output - features).max() > 0.1
 
 
+@pytest.mark.parametrize(("heads", "sees"), [(0, False), (2, True)])
+def test_only_attention_sees_the_whole_image(heads, sees):
+    block = FsamBlock(heads, channel_gate=False)
+    features = normal(1, 12, 12, 4)
+    variables, apply = random_params(block, features), jax.jit(block.apply)
+    elsewhere = features.copy()
+    elsewhere[:, :2, :2] *= -1.0
+    difference = np.abs(apply(variables, elsewhere) - apply(variables, features))
+    assert (difference[:, 8:, 8:].max() > 1e-3) == sees
+    assert difference[:, :2, :2].max() > 1e-3
+
+
+def test_attention_starts_weak():
+    """A block with it starts close to the identity."""
+    features, block = normal(1, 4, 4, 32), FsamBlock(2)
+    output, _ = jax.jit(block.init_with_output)(jax.random.key(0), features)
+    assert 0 < np.abs(output - features).max() < 0.05
+
+
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_reads_out_one_prediction_a_group(groups):
     features = normal(2, 3, 5, 8)
@@ -273,3 +293,13 @@ def test_reads_out_one_prediction_a_group(groups):
     shape = jax.eval_shape(module.apply, variables, features)
     assert (shape.shape, shape.dtype) == ((2, groups, 3, 5, 8), jnp.float32)
     assert set(variables["params"]) == {"bottleneck"} | {f"block_{i}" for i in range(4)}
+
+
+@pytest.mark.parametrize(
+    ("groups", "attending"), [(1, {0}), (2, {0, 2}), (4, {0, 1, 2, 3})]
+)
+def test_the_first_block_of_each_group_attends(groups, attending):
+    module = Fsam(depth=4, groups=groups, heads=2)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), normal(1, 3, 5, 8))["params"]
+    found = {i for i in range(4) if "attention" in shapes[f"block_{i}"]}
+    assert found == attending
