@@ -414,8 +414,13 @@ class Config:
     @property
     def hash(self) -> str:
         """Twelve hexadecimal digits of the SHA-256 of all settings."""
-        text = json.dumps(self.to_dict(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return settings_hash(self.to_dict())
+
+
+def settings_hash(values: Mapping[str, Any]) -> str:
+    """See `Config.hash`."""
+    text = json.dumps(values, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 # Settings that runs of earlier versions have: such a run is read if the value is neutral.

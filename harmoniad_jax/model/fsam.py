@@ -9,8 +9,8 @@ anomalies"; its inside is this project's. One block:
     x = x + gamma_1 * W t
     x = x + gamma_2 * mlp(norm(x))            gamma_1 = gamma_2 = 0 at the start
 
-Which edge is normal at a place may depend on the rest of the image: where a part may lie in
-any direction, on how it lies. Convolutions alone do not see so far.
+Which edge is normal at a place may depend on the rest of the image, such as on which way a
+part lies. Convolutions do not see so far.
 """
 
 import flax.linen as nn

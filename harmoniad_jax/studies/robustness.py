@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from harmoniad_jax.checkpoints.folders import has_checkpoints
+from harmoniad_jax.config import Config, settings_hash
 from harmoniad_jax.data.records import Record
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.evaluation.measure import measure
@@ -17,6 +18,7 @@ from harmoniad_jax.inference.predictor import Predictor
 from harmoniad_jax.inference.restore import open_trained
 from harmoniad_jax.metrics import METRIC_NAMES, mean_metrics
 from harmoniad_jax.report.plots import PNG_DPI, style
+from harmoniad_jax.run.stored import parse_stored
 from harmoniad_jax.studies.bands import BANDS, through_band
 from harmoniad_jax.studies.corruptions import (
     CORRUPTIONS,
@@ -168,6 +170,18 @@ def measured(
     return defined(mean_metrics(per_category)), of_each
 
 
+def is_of(kept: Mapping[str, Any], step: int, config: Config) -> bool:
+    """Whether what is kept, maybe by an earlier version, is of a run at a step."""
+    if kept["step"] != step:
+        return False
+    if "settings" in kept:
+        return parse_stored(kept["settings"]) == config
+    # Earlier versions kept a hash of the settings of then, and had one less.
+    values = config.to_dict()
+    del values["model"]["high_attention"]
+    return kept["config_hash"] in (config.hash, settings_hash(values))
+
+
 def fill_in(
     workdir: Path,
     conditions: Sequence[Condition],
@@ -183,9 +197,9 @@ def fill_in(
       conditions: to evaluate it under.
       severities: of each of them.
       images: of each category, at most; None: all.
-      kept: what is known of the run: "run", which it is, "metrics", by condition the means
-        of the seven metrics at each severity, and "categories", likewise those of each
-        category. What earlier versions kept is without the latter.
+      kept: what is known of the run: "run", its step and settings, "metrics", by condition
+        the means of the seven metrics at each severity, and "categories", likewise those of
+        each category. What earlier versions kept is without the latter.
       save: writes all that is known.
 
     Raises:
@@ -199,8 +213,8 @@ def fill_in(
         raise UserError(f"{workdir} is not trained to its end; finish it first.")
     if not run.dataset.test:
         raise UserError(f"{workdir} was trained on a data set without test images.")
-    this = {"step": int(state.step), "config_hash": run.config.hash}
-    if kept.setdefault("run", this) != this:
+    this = {"step": int(state.step), "settings": run.config.to_dict()}
+    if not is_of(kept.setdefault("run", this), int(state.step), run.config):
         raise UserError(
             f"the metrics that are kept of {workdir.name} are of another run of that name; "
             "give another --output."

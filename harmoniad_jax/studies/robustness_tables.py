@@ -19,6 +19,10 @@ BANDS_NOTE = (
     "In the rows of a band, the clean image's features got that band of the corrupted "
     "image's, split by the default gate, and in both cases its class token."
 )
+CATEGORIES_NOTE = (
+    "What each category loses: AUPRO of clean images, or image AUROC where there are no "
+    "masks, and its change under each corruption, on average over its severities."
+)
 COLOURS = (LIGHT.curve, LIGHT.defective, LIGHT.good, LIGHT.ink)
 
 # run -> condition -> the seven metrics at each severity, one for CLEAN; None: undefined.
@@ -79,20 +83,27 @@ def _categories_parts(
     names = [condition.name for condition in conditions]
     parts = []
     for run, known in of_each.items():
-        if not {CLEAN, *names} <= set(known) or len(known[CLEAN][0]) < 2:
+        if not {CLEAN, *names} <= set(known):
+            parts.append(
+                f"{run}: an earlier version measured some of it, and kept the means alone. "
+                "Another --output measures all of it anew."
+            )
             continue
         (clean,) = known[CLEAN]
+        if len(clean) < 2:
+            continue
         # Without masks, the images are all that there is to rank.
         has_masks = any(one["pixel_aupro"] is not None for one in clean.values())
         metric = "pixel_aupro" if has_masks else "image_auroc"
         rows = [["category", CLEAN, *names]]
         for category in clean:
-            own = {run: {name: [one[category] for one in known[name]] for name in known}}
+            of_this = {n: [one[category] for one in known[n]] for n in (CLEAN, *names)}
+            own = {run: of_this}
             changes = [in_points(mean_change(own, run, name, metric)) for name in names]
             rows.append([category, percent(clean[category][metric]), *changes])
         title = f"### {run}, {HEADINGS[metric]}"
         parts += [title, markdown_table(rows)]
-    return ["## By category", *parts] if parts else []
+    return ["## By category", CATEGORIES_NOTE, *parts] if parts else []
 
 
 def in_points(change: float | None) -> str:

@@ -268,6 +268,7 @@ def test_block_moves_with_its_input():
 
 @pytest.mark.parametrize(("heads", "sees"), [(0, False), (2, True)])
 def test_only_attention_sees_the_whole_image(heads, sees):
+    # The channel gate sees one mean of each channel of the whole image.
     block = FsamBlock(heads, channel_gate=False)
     features = normal(1, 12, 12, 4)
     variables, apply = random_params(block, features), jax.jit(block.apply)

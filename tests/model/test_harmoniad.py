@@ -362,7 +362,7 @@ def cost(variant):
 
 
 def test_plain_is_a_fair_baseline():
-    """As many parameters, and no more arithmetic for the method than for the baseline."""
+    """About as many parameters, and no more arithmetic than for the baseline."""
     parameters, operations = cost("harmoniad")
     plain_parameters, plain_operations = cost("plain")
     assert parameters == pytest.approx(plain_parameters, rel=0.1)

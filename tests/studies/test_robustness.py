@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import json
 import shutil
 
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 from run_helpers import call_command
 
+from harmoniad_jax.config import Config, with_settings
 from harmoniad_jax.data.images import read_image
 from harmoniad_jax.data.mask_files import read_mask
 from harmoniad_jax.data.records import Record
@@ -23,7 +25,7 @@ from harmoniad_jax.studies.corruptions import (
     Condition,
     corrupted,
 )
-from harmoniad_jax.studies.robustness import Robustness, chosen_records
+from harmoniad_jax.studies.robustness import Robustness, chosen_records, is_of
 from harmoniad_jax.studies.robustness_tables import mean_change, plot, tables
 
 
@@ -163,18 +165,40 @@ def test_each_category_has_its_own_loss():
     for one in suffers:
         one["screw"] = one["screw"] | {"pixel_aupro": 0.4}
     text = tables(figures, of_each, [Condition("noise")], SEVERITIES)
-    _, rest = text.split("## By category\n\n### a, AUPRO\n\n")
+    _, rest = text.split("### a, AUPRO\n\n")
     rows = [line.split() for line in rest.splitlines()[:4]]
     assert [row[1::2] for row in rows[2:]] == [
         ["pill", "90.0", "+0.0"],
         ["screw", "90.0", "-50.0"],
     ]
-    # Without masks it is the ranking of images; what earlier versions kept has none.
+    # Without masks it is the ranking of images.
     for one in (*of_each["a"]["clean"], *suffers):
         for name in one:
             one[name] = one[name] | {"pixel_aupro": None}
     assert "### a, I-AUROC" in tables(figures, of_each, [Condition("noise")], SEVERITIES)
-    assert "## By" not in tables(figures, {"a": {}}, [Condition("noise")], SEVERITIES)
+    single = {
+        name: [{"pill": one["pill"]} for one in of] for name, of in of_each["a"].items()
+    }
+    assert "## By" not in tables(figures, {"a": single}, [Condition("noise")], SEVERITIES)
+
+
+def test_what_an_earlier_version_kept_is_named():
+    text = tables(figures_of(), {"a": {}}, [Condition("noise")], SEVERITIES)
+    assert "a: an earlier version measured some of it, and kept the means alone" in text
+
+
+def test_an_earlier_version_knew_a_run_by_its_hash():
+    """It had not all of today's settings."""
+    config = with_settings(Config(), {"model.high_attention": False})
+    values = config.to_dict()
+    del values["model"]["high_attention"]
+    text = json.dumps(values, sort_keys=True).encode()
+    kept = {"step": 5, "config_hash": hashlib.sha256(text).hexdigest()[:12]}
+    assert is_of(kept, 5, config)
+    assert not is_of(kept, 6, config)
+    assert not is_of(kept, 5, with_settings(config, {"train.seed": 1}))
+    assert is_of({"step": 5, "settings": values}, 5, config)
+    assert not is_of({"step": 5, "settings": values}, 5, Config())
 
 
 def test_runs_are_evaluated_under_corruptions(trained_run, tmp_path):
