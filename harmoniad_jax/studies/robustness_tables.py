@@ -25,18 +25,19 @@ CATEGORIES_NOTE = (
 )
 COLOURS = (LIGHT.curve, LIGHT.defective, LIGHT.good, LIGHT.ink)
 
-# run -> condition -> the seven metrics at each severity, one for CLEAN; None: undefined.
-Metrics = Mapping[str, Mapping[str, Sequence[Mapping[str, float | None]]]]
+# condition -> the seven metrics at each severity, one for CLEAN; None: undefined.
+OwnMetrics = Mapping[str, Sequence[Mapping[str, float | None]]]
+Metrics = Mapping[str, OwnMetrics]  # by run
 # The same, with the metrics of each category; a condition may be missing.
 CategoryMetrics = Mapping[
     str, Mapping[str, Sequence[Mapping[str, Mapping[str, float | None]]]]
 ]
 
 
-def mean_change(metrics: Metrics, run: str, condition: str, metric: str) -> float | None:
+def mean_change(own: OwnMetrics, condition: str, metric: str) -> float | None:
     """By how much a metric changes, on average over the severities; None if undefined."""
-    (clean,) = metrics[run][CLEAN]
-    values = [one[metric] for one in metrics[run][condition]]
+    (clean,) = own[CLEAN]
+    values = [one[metric] for one in own[condition]]
     if clean[metric] is None or None in values:
         return None
     return statistics.fmean(values) - clean[metric]
@@ -71,7 +72,7 @@ def _changes_table(metrics: Metrics, conditions: Sequence[Condition]) -> str:
         [CLEAN, *(percent(metrics[run][CLEAN][0][metric]) for metric, run in columns)]
     )
     for name in (condition.name for condition in conditions):
-        changes = (mean_change(metrics, run, name, metric) for metric, run in columns)
+        changes = (mean_change(metrics[run], name, metric) for metric, run in columns)
         rows.append([name, *map(in_points, changes)])
     return markdown_table(rows)
 
@@ -97,9 +98,8 @@ def _categories_parts(
         metric = "pixel_aupro" if has_masks else "image_auroc"
         rows = [["category", CLEAN, *names]]
         for category in clean:
-            of_this = {n: [one[category] for one in known[n]] for n in (CLEAN, *names)}
-            own = {run: of_this}
-            changes = [in_points(mean_change(own, run, name, metric)) for name in names]
+            own = {n: [one[category] for one in known[n]] for n in (CLEAN, *names)}
+            changes = [in_points(mean_change(own, name, metric)) for name in names]
             rows.append([category, percent(clean[category][metric]), *changes])
         title = f"### {run}, {HEADINGS[metric]}"
         parts += [title, markdown_table(rows)]

@@ -145,13 +145,13 @@ def figures_of(**changes):
 
 def test_a_change_is_the_mean_over_severities():
     figures = figures_of()
-    assert mean_change(figures, "a", "noise", "pixel_ap") == pytest.approx(-0.3)
-    assert mean_change(figures, "a", "noise", "image_auroc") == pytest.approx(0)
+    assert mean_change(figures["a"], "noise", "pixel_ap") == pytest.approx(-0.3)
+    assert mean_change(figures["a"], "noise", "image_auroc") == pytest.approx(0)
 
 
 def test_undefined_figures_are_dashes():
     figures = figures_of(image_auroc=None)
-    assert mean_change(figures, "a", "noise", "image_auroc") is None
+    assert mean_change(figures["a"], "noise", "image_auroc") is None
     assert "nan" not in tables(figures, {}, [Condition("noise")], SEVERITIES)
     assert plot(figures, [Condition("noise")], SEVERITIES).axes
 
