@@ -29,7 +29,6 @@ CHOICES = {
     "model.decimate": [False, True],
     "model.class_token": [False, True],
     "model.global_context": [False, True],
-    "model.high_attention": [False, True],
     "model.channel_gate": [False, True],
     "model.spatial_gate": [False, True],
     "model.shrinkage": [False, True],
@@ -41,6 +40,7 @@ CHOICES = {
     "evaluation.background_share": [0.0, 0.75],
     "evaluation.smoothing_sigma": [0.0, 2.0],
     "evaluation.top_share": [0.0, 0.05],
+    "model.high_attention": [False, True],
 }
 # What is apart from the defaults, and what needs most of the converter.
 FIRST = {
