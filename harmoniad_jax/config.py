@@ -161,6 +161,9 @@ class EncoderConfig:
     attention: str = setting("library", choices=("library", "fused"), touches=FEATURES)
     # What is subtracted from the patch features of an image: "none" or its "class_token".
     recentre: str = setting("none", choices=("none", "class_token"), touches=FEATURES)
+    # Colour is smoothed by this deviation in pixels of the input, and brightness is not:
+    # noise in colour hides defects, and small defects show in brightness. 0: not at all.
+    chroma_sigma: float = setting(2.0, at_least=0, touches=FEATURES, older=0.0)
     untrained: UntrainedEncoderConfig = UntrainedEncoderConfig()
 
 

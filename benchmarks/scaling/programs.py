@@ -72,6 +72,7 @@ def abstract_encoder(config: Config, description: EncoderDescription) -> Encoder
         weight_hash="",
         attention=config.encoder.attention,
         recentre=config.encoder.recentre,
+        chroma_sigma=config.encoder.chroma_sigma,
     )
 
 

@@ -163,6 +163,7 @@ def prepare_run(
         dtype=jnp.dtype(config.encoder.dtype),
         attention=config.encoder.attention,
         recentre=config.encoder.recentre,
+        chroma_sigma=config.encoder.chroma_sigma,
         seed=config.encoder.untrained.seed,
     )
     mesh = make_mesh(config.sharding if for_training else None)

@@ -13,6 +13,7 @@ from harmoniad_jax.config import Config, ShardingConfig, with_settings
 from harmoniad_jax.devices.mesh import make_mesh
 from harmoniad_jax.exporting.convert import to_onnx
 from harmoniad_jax.exporting.program import exported_program, input_shape
+from harmoniad_jax.exporting.quantize import dense_layers
 from harmoniad_jax.inference.trained import Trained
 from harmoniad_jax.model.encoders.clip import untrained_config
 from harmoniad_jax.model.encoders.encoder import EncoderDescription, load_encoder
@@ -34,6 +35,7 @@ CHOICES = {
     "model.shrinkage": [False, True],
     "encoder.attention": ["library", "fused"],
     "encoder.recentre": ["none", "class_token"],
+    "encoder.chroma_sigma": [0.0, 1.0],
     "encoder.groups": [1, 2],
     "evaluation.high_weight": [0.0, 0.5],
     "evaluation.score_decay": [0.5, 1.0],
@@ -57,6 +59,7 @@ CHOSEN = [
         "family": "clip",
         "encoder.attention": "fused",
         "encoder.groups": 1,
+        "encoder.chroma_sigma": 0.0,
         "model.variant": "high",
         "model.gate": "ideal",
         "grid": 3,
@@ -108,6 +111,7 @@ def drawn_run(choice, seed=0):
         groups=groups,
         attention=config.encoder.attention,
         recentre=config.encoder.recentre,
+        chroma_sigma=config.encoder.chroma_sigma,
         seed=seed,
     )
     run = assemble(config, None, encoder, make_mesh(ShardingConfig(data=1)))
@@ -179,6 +183,16 @@ def test_an_exported_network_computes_what_the_run_computes(choice):
         convolutions = [node for node in nodes if node.op_type == "Conv"]
         found = [a.i for n in convolutions for a in n.attribute if a.name == "group"]
         assert found.count(WIDTH) == groups  # a depthwise filter in each FSAM block
+
+
+def test_smoothing_keeps_its_floats_where_dense_layers_have_8_bits():
+    found = {}
+    for sigma in (0.0, 1.0):
+        model, _ = exported(drawn_run({**FIRST, "encoder.chroma_sigma": sigma}))
+        found[sigma] = len(dense_layers(model, WIDTH))
+        products = [node.op_type for node in model.graph.node].count("MatMul")
+        assert 0 < found[sigma] < products
+    assert found[0.0] == found[1.0]
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ import transformers
 
 from harmoniad_jax.errors import UserError
 from harmoniad_jax.model.encoders.attention import fused_attention
+from harmoniad_jax.model.encoders.chroma import smooth_chroma
 from harmoniad_jax.model.encoders.clip import untrained_config
 from harmoniad_jax.model.encoders.family import Architecture, Family, Tokens
 from harmoniad_jax.model.encoders.positions import resize_position_embedding
@@ -109,6 +110,7 @@ class Encoder:
     weight_hash: str  # SHA-256 of the checkpoint's parameters, before any resizing
     attention: str = "library"  # one of `attention.ATTENTIONS`
     recentre: str = "none"  # one of `RECENTRINGS`
+    chroma_sigma: float = 0.0  # see `smooth_chroma`
     # [1 + N, D] float32 position embeddings of the checkpoint, before any resizing.
     positions: np.ndarray | None = None
 
@@ -177,7 +179,8 @@ class Encoder:
         grid = self.grid_of(images.shape[1:3])
         mean = jnp.asarray(self.image_mean, jnp.float32) * 255.0
         std = jnp.asarray(self.image_std, jnp.float32) * 255.0
-        pixels = (images.astype(jnp.float32) - mean) / std
+        pixels = smooth_chroma(images.astype(jnp.float32), self.chroma_sigma)
+        pixels = (pixels - mean) / std
         with self._attention(), self._positions(params, grid):
             hidden_states = self.module.apply(
                 {"params": params},
@@ -280,6 +283,7 @@ def load_encoder(
     dtype: jnp.dtype = jnp.float32,
     attention: str = "library",
     recentre: str = "none",
+    chroma_sigma: float = 0.0,
     seed: int = 0,
 ) -> Encoder:
     """Reads (or draws) an encoder's weights and fits them to an image side.
@@ -292,6 +296,7 @@ def load_encoder(
       dtype: compute dtype of the encoder, float32 or bfloat16.
       attention: one of `attention.ATTENTIONS`.
       recentre: one of `RECENTRINGS`.
+      chroma_sigma: by which the colour of images is smoothed, see `smooth_chroma`.
       seed: of the random weights, where there is no checkpoint.
 
     Raises:
@@ -324,6 +329,7 @@ def load_encoder(
         weight_hash=weight_hash,
         attention=attention,
         recentre=recentre,
+        chroma_sigma=chroma_sigma,
         positions=positions,
     )
 

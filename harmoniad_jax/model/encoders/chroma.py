@@ -1,0 +1,46 @@
+"""Colour at a lower resolution than brightness, as in JPEG and television.
+
+    Y = 0.299 R + 0.587 G + 0.114 B                     brightness, ITU-R BT.601
+    R', G', B' = Y + gaussian((R, G, B) - Y)
+
+A sensor's noise in colour is lost, and nothing of the brightness, where small defects show.
+In images with such noise encoders see colours everywhere, and defects no more.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+BRIGHTNESS = np.array([0.299, 0.587, 0.114], np.float32)
+# Deviations from the middle of a Gaussian to its ends.
+REACH = 3.0
+
+
+def smooth_chroma(images: jax.Array, sigma: float) -> jax.Array:
+    """Images with the brightness that they have, and their colour smoothed.
+
+    Args:
+      images: [B, H, W, 3] float32, RGB on any scale.
+      sigma: deviation of the Gaussian in pixels; 0: nothing is smoothed.
+
+    Returns:
+      [B, H, W, 3] float32. The Gaussian averages over pixels of the image alone.
+    """
+    if sigma == 0:
+        return images
+    brightness = jnp.sum(images * BRIGHTNESS, axis=-1, keepdims=True)
+    vertical, horizontal = (gaussian_matrix(side, sigma) for side in images.shape[1:3])
+    # As products of matrices: convolutions of three channels are slower on CPU.
+    colour = images - brightness
+    smooth = jnp.einsum(
+        "Hh,bhwc,Ww->bHWc", vertical, colour, horizontal, precision="highest"
+    )
+    return brightness + smooth
+
+
+def gaussian_matrix(side: int, sigma: float) -> np.ndarray:
+    """Smooths a line of pixels: [side, side] float32, rows sum to 1."""
+    distances = np.abs(np.arange(side)[:, None] - np.arange(side))
+    weights = np.exp(-0.5 * (distances / sigma) ** 2)
+    weights[distances > np.ceil(REACH * sigma)] = 0
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
