@@ -212,10 +212,12 @@ class ModelConfig:
     spatial_gate: bool = setting(True, touches=LEARNING)
     shrinkage: bool = setting(True, touches=LEARNING)
     # Parts of the GSCM path: the pooled context, the encoder's class token (through a
-    # noisy bottleneck of its own), and half resolution.
+    # noisy bottleneck of its own), and a lower resolution.
     global_context: bool = setting(True, touches=LEARNING)
     class_token: bool = setting(True, touches=LEARNING)
     decimate: bool = setting(True, touches=LEARNING)
+    # Which: 2 is half. 3 fits an image side of 336, where FSAM then sees more than GSCM.
+    decimation: int = setting(2, at_least=2, touches=LEARNING)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -232,8 +232,10 @@ def test_the_network_has_the_defaults_of_its_settings():
         low=Gscm(settings.low_depth, 2, heads, name="gscm"),
     )
     plain = dataclasses.replace(settings, variant="plain")
-    switched_off = dict.fromkeys(("global_context", "reads_class_token", "decimate"), False)
-    branch = Gscm(settings.plain_depth, 2, heads, name="plain", **switched_off)
+    switched_off = dict.fromkeys(("global_context", "reads_class_token"), False)
+    branch = Gscm(
+        settings.plain_depth, 2, heads, name="plain", decimation=1, **switched_off
+    )
     assert build_model(plain, groups=2, width=128) == Plain(branch)
 
 

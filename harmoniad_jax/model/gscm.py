@@ -8,6 +8,8 @@ consistency"; its inside is this project's. One block, on the N tokens of the lo
     x = x + mlp(norm(x))
 """
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -64,8 +66,8 @@ class Gscm(nn.Module):
       dropout: of the bottlenecks, see `Mlp`.
       global_context: see `GscmBlock`.
       reads_class_token: let every token read the encoder's class token.
-      decimate: work at half resolution, a quarter of the cost; a band below half of
-        Nyquist loses little.
+      decimation: work at one part in so many of the resolution: 2 is half of it, a quarter
+        of the cost. A band below that share of Nyquist loses little. 1: work at all of it.
       remat: compute the activations of every block again for its gradient.
       product: in training, see `layers.Dense`; else it is float32.
     """
@@ -76,7 +78,7 @@ class Gscm(nn.Module):
     dropout: float = 0.2
     global_context: bool = True
     reads_class_token: bool = True
-    decimate: bool = True
+    decimation: int = 2
     remat: bool = False
     product: str = "float32"
 
@@ -101,9 +103,9 @@ class Gscm(nn.Module):
         """
         batch, height, width, channels = features.shape
         product = self.product if train else "float32"
-        if self.decimate:
-            half = (batch, (height + 1) // 2, (width + 1) // 2, channels)
-            features = jax.image.resize(features, half, "linear")
+        if self.decimation > 1:
+            coarse = [math.ceil(side / self.decimation) for side in (height, width)]
+            features = jax.image.resize(features, (batch, *coarse, channels), "linear")
         grid = features.shape[1:3]
         bottleneck = Mlp(dropout=self.dropout, product=product, name="bottleneck")
         tokens = bottleneck(features.reshape(batch, -1, channels), train=train)
@@ -120,7 +122,7 @@ class Gscm(nn.Module):
             outputs.append(tokens)
         predicted = group_outputs(outputs, self.groups)
         predicted = predicted.reshape(batch, self.groups, *grid, channels)
-        if self.decimate:
+        if self.decimation > 1:
             full = (batch, self.groups, height, width, channels)
             predicted = jax.image.resize(predicted, full, "cubic")
         return predicted

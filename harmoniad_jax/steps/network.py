@@ -53,7 +53,7 @@ def build_model(
                 heads=heads,
                 global_context=False,
                 reads_class_token=False,
-                decimate=False,
+                decimation=1,
                 name="plain",
                 **shared,
             ),
@@ -74,7 +74,7 @@ def build_model(
         heads=heads,
         global_context=config.global_context,
         reads_class_token=config.class_token,
-        decimate=config.decimate,
+        decimation=config.decimation if config.decimate else 1,
         name="gscm",
         **shared,
     )

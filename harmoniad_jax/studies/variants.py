@@ -45,6 +45,7 @@ VARIANTS: dict[str, Settings] = {
     # Nothing but two bands and two branches.
     "bare-modules": {**BARE_FSAM, **BARE_GSCM},
     "no-decimation": {"model.decimate": False},
+    "decimation-3": {"model.decimation": 3},
     # The split.
     "gaussian-gate": {"model.gate": "gaussian"},
     "butterworth-gate": {"model.gate": "butterworth"},

@@ -244,7 +244,7 @@ def test_a_checkpoint_of_another_version_says_so(finished, tmp_path):
     for path in (tmp_path / "copy" / "checkpoints").glob("[0-9]*"):
         with rewritten(path, "identity") as identity:
             model = identity["config"]["model"]
-            model["decimation"] = model.pop("decimate")
+            model["halving"] = model.pop("decimate")
     with pytest.raises(UserError, match="another version"):
         train_and_evaluate(config, tmp_path / "copy")
 
