@@ -122,8 +122,12 @@ class VariationConfig:
     # Compression as JPEG: 0.6 is quality 38.
     jpeg: float = setting(0.6, at_least=0, below=1, touches=LEARNING)
     # The part is turned, in degrees, and shifted, as a share of the longer side.
-    rotation: float = setting(3.0, at_least=0, at_most=180, touches=LEARNING, older=1.0)
-    shift: float = setting(0.03, at_least=0, below=1, touches=LEARNING, older=0.01)
+    rotation: float = setting(
+        5.0, at_least=0, at_most=180, touches=LEARNING, older=1.0, once=(3.0,)
+    )
+    shift: float = setting(
+        0.05, at_least=0, below=1, touches=LEARNING, older=0.01, once=(0.03,)
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,6 +47,7 @@ class Setting:
       above, at_least, below, at_most: ends of its range; None: there is no such end.
       choices: the allowed values; empty: all of its range.
       older: the value of runs that were saved before the field existed.
+      once: other defaults of versions since then.
     """
 
     touches: Touches
@@ -56,6 +57,7 @@ class Setting:
     at_most: float | None = None
     choices: Sequence[Any] = ()
     older: Any = None
+    once: Sequence[Any] = ()
 
     def problem(self, value: Any) -> str | None:
         """What is allowed, in words, if the value is not; else None."""
@@ -95,7 +97,7 @@ def setting(default: Any, *, touches: Touches, older: Any = _ABSENT, **known: An
       touches: what it changes.
       older: the value of runs that were saved before the field existed. Give it where the
         default of a new field is not what such runs did.
-      **known: its range, see `Setting`.
+      **known: its range and `once`, see `Setting`.
     """
     older = default if older is _ABSENT else older
     described = Setting(touches=touches, older=older, **known)
@@ -203,22 +205,19 @@ def with_older_values(kind: type, stored: Mapping[str, Any]) -> dict[str, Any]:
 def older_values(kind: type, stored: Mapping[str, Any]) -> dict[str, Any]:
     """What a run has as earlier versions did, where that is not the default now.
 
-    It lacks such settings, or has their older value: their default was that once, the run
-    was continued since, or someone chose it.
+    It lacks such settings, or has a value that was their default once, whoever chose it.
 
     Returns:
       Dotted path -> the older value.
     """
-    known = flatten(stored)
-    older = {
-        path: (field.metadata[_METADATA].older, field.default)
-        for path, _, field in _single_fields(kind)
-    }
-    return {
-        path: value
-        for path, (value, default) in older.items()
-        if value != default and known.get(path, value) == value
-    }
+    values = flatten(stored)
+    older = {}
+    for path, _, field in _single_fields(kind):
+        known = field.metadata[_METADATA]
+        value = values.get(path, known.older)
+        if value != field.default and value in (known.older, *known.once):
+            older[path] = value
+    return older
 
 
 def replaced(settings: Any, values: Mapping[str, Any]) -> Any:

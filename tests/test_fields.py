@@ -30,8 +30,15 @@ from harmoniad_jax.model.split import GATES
 class Light:
     power: float = setting(0.5, above=0, at_most=2, touches=LEARNING)
     colour: str = setting("white", choices=("white", "red"), touches=FEATURES)
-    # The one edit that adds a setting. Runs from before it had the lamp at the left.
-    place: str = setting("above", choices=("above", "left"), touches=LEARNING, older="left")
+    # The one edit that adds a setting. Runs from before it had the lamp at the left, and
+    # later ones below.
+    place: str = setting(
+        "above",
+        choices=("above", "below", "left"),
+        touches=LEARNING,
+        older="left",
+        once=("below",),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +67,7 @@ def test_what_a_new_setting_touches_follows_from_its_field():
             Line(Light(power=2.5)),
             {"light.power": "it must be greater than 0 and at most 2"},
         ),
-        (Line(Light(place="below")), {"light.place": "allowed are above, left"}),
+        (Line(Light(place="behind")), {"light.place": "allowed are above, below, left"}),
         (Line(speed=-1.0), {"speed": "it must not be negative"}),
         (Line(limit=1.0), {"limit": "it must be a share between 0 and 1"}),
         (Line(speed=math.inf), {"speed": "it must be a finite number"}),
@@ -105,7 +112,8 @@ def test_every_setting_of_a_run_is_described_and_its_default_allowed():
         for part in path.split("."):
             value = getattr(value, part)
         assert known.problem(value) is None, path
-        assert known.problem(known.older) is None, path
+        for value in (known.older, *known.once):
+            assert known.problem(value) is None, path
 
 
 def test_choices_are_those_that_the_model_knows():
@@ -124,3 +132,8 @@ def test_an_older_run_is_continued_as_it_began():
     assert older_values(Line, dataclasses.asdict(replaced(Line(), older))) == older
     assert older_values(Line, dataclasses.asdict(Line())) == {}
     assert replaced(Line(), {}) == Line()
+
+
+def test_a_run_keeps_what_was_the_default_between():
+    between = dataclasses.asdict(Line(Light(place="below")))
+    assert older_values(Line, between) == {"light.place": "below"}
