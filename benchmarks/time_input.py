@@ -32,6 +32,7 @@ import numpy as np
 from absl import logging as absl_logging
 from PIL import Image
 
+from harmoniad_jax.config import Config
 from harmoniad_jax.data.order import PREFETCHED_BATCHES, training_batches, training_order
 from harmoniad_jax.data.prepared import prepared_dataset
 from harmoniad_jax.data.preprocess import Preprocessor
@@ -130,7 +131,13 @@ def _median(costs: Sequence[Cost]) -> Cost:
 def waiting_share(records: list[Record], workers: int) -> float:
     """The share of the time in which the device has nothing to encode."""
     vit = describe_untrained_clip(width=384, depth=12, heads=6, patch=14, image_side=SIDE)
-    encoder = load_encoder(vit, image_side=SIDE, taps=vit.default_taps, groups=2)
+    encoder = load_encoder(
+        vit,
+        image_side=SIDE,
+        taps=vit.default_taps,
+        groups=2,
+        chroma_sigma=Config().encoder.chroma_sigma,
+    )
     params = jax.device_put(encoder.params)
     encode = jax.jit(encoder.encode)
     batches = batches_of(records, workers, 1 + BATCHES)

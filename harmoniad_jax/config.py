@@ -123,10 +123,10 @@ class VariationConfig:
     jpeg: float = setting(0.6, at_least=0, below=1, touches=LEARNING)
     # The part is turned, in degrees, and shifted, as a share of the longer side.
     rotation: float = setting(
-        5.0, at_least=0, at_most=180, touches=LEARNING, older=1.0, once=(3.0,)
+        5.0, at_least=0, at_most=180, touches=LEARNING, older=1.0, earlier=(3.0,)
     )
     shift: float = setting(
-        0.05, at_least=0, below=1, touches=LEARNING, older=0.01, once=(0.03,)
+        0.05, at_least=0, below=1, touches=LEARNING, older=0.01, earlier=(0.03,)
     )
 
 
@@ -166,7 +166,8 @@ class EncoderConfig:
     # What is subtracted from the patch features of an image: "none" or its "class_token".
     recentre: str = setting("none", choices=("none", "class_token"), touches=FEATURES)
     # Colour is smoothed by this deviation in pixels of the input, and brightness is not:
-    # noise in colour hides defects, and small defects show in brightness. 0: not at all.
+    # noise in colour hides defects, and small defects show in brightness. 0: not at all,
+    # where they are small and of another colour alone.
     chroma_sigma: float = setting(2.0, at_least=0, touches=FEATURES, older=0.0)
     untrained: UntrainedEncoderConfig = UntrainedEncoderConfig()
 
@@ -220,7 +221,8 @@ class ModelConfig:
     global_context: bool = setting(True, touches=LEARNING)
     class_token: bool = setting(True, touches=LEARNING)
     decimate: bool = setting(True, touches=LEARNING)
-    # Which: 2 is half. 3 fits an image side of 336, where FSAM then sees more than GSCM.
+    # What its sides are divided by: 2 is half. 3 suits an image side of 336, where FSAM
+    # then sees more than GSCM.
     decimation: int = setting(2, at_least=2, touches=LEARNING)
 
 

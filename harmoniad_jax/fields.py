@@ -47,7 +47,7 @@ class Setting:
       above, at_least, below, at_most: ends of its range; None: there is no such end.
       choices: the allowed values; empty: all of its range.
       older: the value of runs that were saved before the field existed.
-      once: other defaults of versions since then.
+      earlier: other defaults of versions since then.
     """
 
     touches: Touches
@@ -57,7 +57,7 @@ class Setting:
     at_most: float | None = None
     choices: Sequence[Any] = ()
     older: Any = None
-    once: Sequence[Any] = ()
+    earlier: Sequence[Any] = ()
 
     def problem(self, value: Any) -> str | None:
         """What is allowed, in words, if the value is not; else None."""
@@ -97,7 +97,7 @@ def setting(default: Any, *, touches: Touches, older: Any = _ABSENT, **known: An
       touches: what it changes.
       older: the value of runs that were saved before the field existed. Give it where the
         default of a new field is not what such runs did.
-      **known: its range and `once`, see `Setting`.
+      **known: its range and `earlier`, see `Setting`.
     """
     older = default if older is _ABSENT else older
     described = Setting(touches=touches, older=older, **known)
@@ -215,7 +215,7 @@ def older_values(kind: type, stored: Mapping[str, Any]) -> dict[str, Any]:
     for path, _, field in _single_fields(kind):
         known = field.metadata[_METADATA]
         value = values.get(path, known.older)
-        if value != field.default and value in (known.older, *known.once):
+        if value != field.default and value in (known.older, *known.earlier):
             older[path] = value
     return older
 

@@ -239,6 +239,12 @@ def test_the_network_has_the_defaults_of_its_settings():
     assert build_model(plain, groups=2, width=128) == Plain(branch)
 
 
+@pytest.mark.parametrize(("decimate", "expected"), [(True, 3), (False, 1)])
+def test_the_low_path_has_the_decimation_that_is_set(decimate, expected):
+    settings = dataclasses.replace(Config().model, decimate=decimate, decimation=3)
+    assert build_model(settings, groups=2, width=128).low.decimation == expected
+
+
 def test_the_hash_changes_with_every_setting():
     hashes = {with_settings(Config(), {path: another_value(path)}).hash for path in FIELDS}
     assert len(hashes | {Config().hash}) == len(FIELDS) + 1

@@ -45,6 +45,7 @@ def encoder_of(name, config):
         image_side=config.data.image_side,
         taps=config.encoder.taps,
         groups=config.encoder.groups,
+        chroma_sigma=config.encoder.chroma_sigma,
     )
 
 
@@ -66,6 +67,7 @@ def abstract_encoder(name, config):
         module=module,
         params=params,
         weight_hash="",
+        chroma_sigma=config.encoder.chroma_sigma,
     )
 
 

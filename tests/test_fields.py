@@ -37,7 +37,7 @@ class Light:
         choices=("above", "below", "left"),
         touches=LEARNING,
         older="left",
-        once=("below",),
+        earlier=("below",),
     )
 
 
@@ -112,7 +112,7 @@ def test_every_setting_of_a_run_is_described_and_its_default_allowed():
         for part in path.split("."):
             value = getattr(value, part)
         assert known.problem(value) is None, path
-        for value in (known.older, *known.once):
+        for value in (known.older, *known.earlier):
             assert known.problem(value) is None, path
 
 

@@ -38,8 +38,8 @@ def quantized(model: onnx.ModelProto, width: int) -> onnx.ModelProto:
 def dense_layers(model: onnx.ModelProto, width: int) -> list[str]:
     """The products with trained weights, by the names of their nodes.
 
-    These sum over at least a quarter of `width`, and interpolation over fewer cells.
-    Smoothing only averages: its matrices have no negative number.
+    They sum over at least a quarter of `width`, and interpolation over fewer cells. Trained
+    weights have negative numbers, and matrices that smooth have none.
     """
     constants = {constant.name: constant for constant in model.graph.initializer}
 

@@ -66,8 +66,8 @@ class Gscm(nn.Module):
       dropout: of the bottlenecks, see `Mlp`.
       global_context: see `GscmBlock`.
       reads_class_token: let every token read the encoder's class token.
-      decimation: work at one part in so many of the resolution: 2 is half of it, a quarter
-        of the cost. A band below that share of Nyquist loses little. 1: work at all of it.
+      decimation: what each side of the map is divided by. 2 is a quarter of the cost; a
+        band below half of Nyquist loses little by it. 1: full resolution.
       remat: compute the activations of every block again for its gradient.
       product: in training, see `layers.Dense`; else it is float32.
     """

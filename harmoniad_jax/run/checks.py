@@ -208,6 +208,14 @@ def encoder_problems(config: Config, description: EncoderDescription) -> list[st
             name,
             f"it must be a multiple of encoder.groups, {groups}",
         )
+    cutoff = config.model.cutoff
+    # Half resolution is allowed with every gate, as it was before there was a choice.
+    most = max(int(1 / cutoff), 2) if cutoff > 0 else 2
+    check(
+        not config.model.decimate or config.model.decimation <= most,
+        "model.decimation",
+        f"a low band up to model.cutoff={cutoff} allows at most {most}",
+    )
     head_width = config.model.head_width
     check(
         head_width >= 1 and description.width % head_width == 0,

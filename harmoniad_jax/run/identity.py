@@ -109,8 +109,9 @@ def as_begun(
 ) -> Config:
     """The config that continues a run with what it has as earlier versions did.
 
-    How it is scored may change at any time: what was given, now or in the last call of
-    training, is not replaced.
+    What is given is not replaced: how a run is scored may change at any time, and what
+    touches its learning is then refused (`check_identity`). For scores, what was given in
+    the last call of training counts too.
 
     Args:
       config: what is asked for.
@@ -126,11 +127,18 @@ def as_begun(
     older = {
         path: value
         for path, value in stored.older.items()
-        if path not in scores or (path not in given and last[path] == value)
+        if path not in given and (path not in scores or last[path] == value)
     }
     begun = replaced(config, older)
     wanted, taken = flatten(config.to_dict()), flatten(begun.to_dict())
-    kept = [path for path in wanted if path in scores and wanted[path] != taken[path]]
+    changed = [path for path in wanted if wanted[path] != taken[path]]
+    learnt = [path for path in changed if path not in scores]
+    if learnt:
+        logger.info(
+            "trained as before: the run began with %s",
+            ", ".join(f"config.{path}={taken[path]}" for path in learnt),
+        )
+    kept = [path for path in changed if path in scores]
     if kept:
         logger.info(
             "scored as before: the run began with %s. For the scoring of today, give %s",

@@ -64,7 +64,7 @@ VARIANTS: dict[str, Settings] = {
         "model.plain_depth": 9,
     },
     "recentre-class-token": {"encoder.recentre": "class_token"},
-    "chroma-kept": {"encoder.chroma_sigma": 0.0},
+    "no-chroma-smoothing": {"encoder.chroma_sigma": 0.0},
     "plain-recentre-class-token": {
         "model.variant": "plain",
         "encoder.recentre": "class_token",

@@ -28,6 +28,7 @@ CHOICES = {
     "model.learnable_gate": [False, True],
     "model.mirror": [False, True],
     "model.decimate": [False, True],
+    "model.decimation": [2, 3],
     "model.class_token": [False, True],
     "model.global_context": [False, True],
     "model.channel_gate": [False, True],
@@ -186,13 +187,17 @@ def test_an_exported_network_computes_what_the_run_computes(choice):
 
 
 def test_smoothing_keeps_its_floats_where_dense_layers_have_8_bits():
-    found = {}
-    for sigma in (0.0, 1.0):
-        model, _ = exported(drawn_run({**FIRST, "encoder.chroma_sigma": sigma}))
-        found[sigma] = len(dense_layers(model, WIDTH))
-        products = [node.op_type for node in model.graph.node].count("MatMul")
-        assert 0 < found[sigma] < products
-    assert found[0.0] == found[1.0]
+    trained = drawn_run({**FIRST, "model.variant": "low", "encoder.chroma_sigma": 1.0})
+    model, _ = exported(trained)
+    dense = dense_layers(model, WIDTH)
+    side, _ = input_shape(trained)
+    sizes = {constant.name: tuple(constant.dims) for constant in model.graph.initializer}
+    products = [node for node in model.graph.node if node.op_type == "MatMul"]
+    smoothing = [node for node in products if sizes.get(node.input[1]) == (side, side)]
+    assert len(smoothing) == 2
+    assert not {node.name for node in smoothing} & set(dense)
+    # The four products of attention and two of the MLP in each block of the encoder.
+    assert len(dense) > 6 * DEPTH
 
 
 @pytest.mark.slow

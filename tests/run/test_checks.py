@@ -50,6 +50,7 @@ MISTAKES = [
     ("model.high_depth", 3, "multiple of encoder.groups, 2"),
     ("model.low_depth", 0, "multiple of encoder.groups, 2"),
     ("model.plain_depth", -2, "multiple of encoder.groups, 2"),
+    ("model.decimation", 5, "a low band up to model.cutoff=0.25 allows at most 4"),
     ("model.head_width", 48, "divide the encoder's width, 64"),
     ("model.head_width", 0, "divide the encoder's width, 64"),
     ("model.cutoff", 0.0, "greater than 0 and less than 1"),
@@ -123,6 +124,8 @@ def test_a_mistake_is_named_with_what_is_allowed(description, path, value, allow
         ("encoder.groups", 4),
         ("encoder.groups", 1),
         ("model.head_width", 64),
+        ("model.decimation", 4),
+        ("model.cutoff", 0.9),  # with half resolution, as runs of earlier versions may have
         ("data.image_side", 16),
         ("train.batch_size", 8),
         ("train.micro_batches", 2),

@@ -8,7 +8,7 @@ from config_helpers import FIELDS, another_value
 
 from harmoniad_jax.config import Config, with_settings
 from harmoniad_jax.errors import UserError
-from harmoniad_jax.fields import settings_of
+from harmoniad_jax.fields import flatten, settings_of
 from harmoniad_jax.run.identity import Identity, as_begun, differences
 from harmoniad_jax.run.stored import CONFIG_FILE, parse_stored, write_config
 
@@ -162,7 +162,19 @@ def test_without_what_the_last_call_was_given_the_checkpoint_decides(begun, cont
     assert as_begun(Config(), stored, workdir) == with_settings(Config(), EARLIER)
 
 
-def test_what_touches_learning_stays_though_it_is_asked_for(tmp_path):
-    path = "calibration.copies_together"
-    stored = identity_of(with_settings(Config(), {path: False}))
-    assert not as_begun(Config(), stored, tmp_path, {path}).calibration.copies_together
+@pytest.mark.parametrize(
+    ("path", "earlier"),
+    [("calibration.copies_together", False), ("variation.rotation", 3.0)],
+)
+def test_what_touches_learning_stays_and_is_refused_where_it_is_given(
+    path, earlier, tmp_path, listen
+):
+    logged = listen(logging.INFO)
+    stored = identity_of(with_settings(Config(), {path: earlier}))
+    begun = as_begun(Config(), stored, tmp_path)
+    assert flatten(begun.to_dict())[path] == earlier
+    assert logged() == [f"trained as before: the run began with config.{path}={earlier}"]
+    asked = as_begun(Config(), stored, tmp_path, {path})
+    assert asked == Config()
+    (difference,) = differences(stored.config, asked)
+    assert difference.startswith(f"config.{path} is ")

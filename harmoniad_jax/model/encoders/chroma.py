@@ -3,8 +3,9 @@
     Y = 0.299 R + 0.587 G + 0.114 B                     brightness, ITU-R BT.601
     R', G', B' = Y + gaussian((R, G, B) - Y)
 
-A sensor's noise in colour is lost, and nothing of the brightness, where small defects show.
-In images with such noise encoders see colours everywhere, and defects no more.
+Encoders take a sensor's noise in colour for colours of the product, and miss defects among
+them. Brightness is kept, where small defects show. A small defect that differs from its
+surroundings in colour alone becomes fainter.
 """
 
 import jax
@@ -24,7 +25,8 @@ def smooth_chroma(images: jax.Array, sigma: float) -> jax.Array:
       sigma: deviation of the Gaussian in pixels; 0: nothing is smoothed.
 
     Returns:
-      [B, H, W, 3] float32. The Gaussian averages over pixels of the image alone.
+      [B, H, W, 3] float32, not clipped: beside a strong colour a channel may leave the
+      scale. The Gaussian averages over pixels of the image alone.
     """
     if sigma == 0:
         return images

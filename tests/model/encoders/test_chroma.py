@@ -36,18 +36,16 @@ def test_it_is_scipys_gaussian_of_each_channel_less_the_brightness(sigma):
     np.testing.assert_allclose(smoothed(values, sigma), expected, atol=1e-3)
 
 
-@pytest.mark.parametrize("sigma", SIGMAS)
-def test_brightness_stays(sigma):
+def test_brightness_stays():
     values = images()
     np.testing.assert_allclose(
-        smoothed(values, sigma) @ BRIGHTNESS, values @ BRIGHTNESS, atol=1e-3
+        smoothed(values, 2.0) @ BRIGHTNESS, values @ BRIGHTNESS, atol=1e-3
     )
 
 
-@pytest.mark.parametrize("sigma", SIGMAS)
-def test_grey_images_stay_as_they_are(sigma):
+def test_grey_images_stay_as_they_are():
     grey = np.repeat(images()[..., :1], 3, axis=-1)
-    np.testing.assert_allclose(smoothed(grey, sigma), grey, atol=1e-3)
+    np.testing.assert_allclose(smoothed(grey, 2.0), grey, atol=1e-3)
 
 
 def test_an_even_colour_stays_up_to_the_border():
@@ -65,4 +63,7 @@ def test_of_noise_in_every_colour_that_in_brightness_is_left():
 
 def test_an_image_smaller_than_the_gaussian():
     values = images(1, 2, 3)
-    assert smoothed(values, 4.0).shape == values.shape
+    found = smoothed(values, 4.0)
+    np.testing.assert_allclose(found @ BRIGHTNESS, values @ BRIGHTNESS, atol=1e-3)
+    colour = found - (found @ BRIGHTNESS)[..., None]
+    assert np.ptp(colour, axis=(1, 2)).max() < 40 < np.ptp(values)

@@ -15,6 +15,7 @@ import safetensors.numpy
 import transformers
 
 from harmoniad_jax.errors import UserError
+from harmoniad_jax.model.encoders.chroma import smooth_chroma
 from harmoniad_jax.model.encoders.encoder import (
     describe_encoder,
     describe_untrained_clip,
@@ -407,6 +408,14 @@ def test_recentring_subtracts_the_class_token_from_all_patches(checkpoint):
     np.testing.assert_array_equal(got.class_token, plain.class_token)
     expected = plain.patches - plain.class_token[:, None, None, None]
     np.testing.assert_allclose(got.patches, expected, atol=1e-5)
+
+
+def test_the_encoder_sees_images_whose_colour_is_smoothed(checkpoint):
+    encoder = load(checkpoint.folder)
+    seen = smooth_chroma(jnp.asarray(images(), jnp.float32), 2.0)
+    got = encode(load(checkpoint.folder, chroma_sigma=2.0), images())
+    np.testing.assert_allclose(got.patches, encode(encoder, seen).patches, atol=1e-4)
+    assert np.abs(got.patches - encode(encoder, images()).patches).max() > 0.1
 
 
 def test_bfloat16_compute_gives_close_float32_features(checkpoint):
