@@ -29,7 +29,8 @@ from harmoniad_jax.studies.corruptions import (
 from harmoniad_jax.studies.robustness_tables import CLEAN, plot, tables
 
 FIGURES = "robustness.json"  # in the output folder
-# What settings have become more by since hashes of them were kept; none is added any more.
+# Settings that the versions which kept a hash did not have. Each new setting belongs here
+# too, as long as their measurements are read.
 SETTINGS_SINCE = ("model.high_attention", "model.decimation", "encoder.chroma_sigma")
 
 

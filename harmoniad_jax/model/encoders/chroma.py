@@ -8,9 +8,12 @@ them. Brightness is kept, where small defects show. A small defect that differs 
 surroundings in colour alone becomes fainter.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.ndimage
 
 BRIGHTNESS = np.array([0.299, 0.587, 0.114], np.float32)
 # Deviations from the middle of a Gaussian to its ends.
@@ -25,8 +28,8 @@ def smooth_chroma(images: jax.Array, sigma: float) -> jax.Array:
       sigma: deviation of the Gaussian in pixels; 0: nothing is smoothed.
 
     Returns:
-      [B, H, W, 3] float32, not clipped: beside a strong colour a channel may leave the
-      scale. The Gaussian averages over pixels of the image alone.
+      [B, H, W, 3] float32. It is not clipped: beside a strong colour a channel may be
+      below or above the scale. The Gaussian averages over pixels of the image alone.
     """
     if sigma == 0:
         return images
@@ -42,7 +45,7 @@ def smooth_chroma(images: jax.Array, sigma: float) -> jax.Array:
 
 def gaussian_matrix(side: int, sigma: float) -> np.ndarray:
     """Smooths a line of pixels: [side, side] float32, rows sum to 1."""
-    distances = np.abs(np.arange(side)[:, None] - np.arange(side))
-    weights = np.exp(-0.5 * (distances / sigma) ** 2)
-    weights[distances > np.ceil(REACH * sigma)] = 0
+    weights = scipy.ndimage.gaussian_filter1d(
+        np.eye(side), sigma, axis=0, mode="constant", radius=math.ceil(REACH * sigma)
+    )
     return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)

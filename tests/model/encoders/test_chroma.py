@@ -1,4 +1,4 @@
-"""Colour that is smoothed beside brightness that is not."""
+"""Colour is smoothed, and brightness is kept."""
 
 import math
 
