@@ -108,6 +108,25 @@ class Dropout(nn.Module):
         return jnp.where(levels >= threshold, values * scale, 0.0)
 
 
+@jax.custom_vjp
+def gelu(values: jax.Array) -> jax.Array:
+    """x Phi(x) by its tanh form, `nn.gelu`. For its gradient nothing but x is kept.
+
+    What is kept otherwise is as large as the widest activations, and to read it again takes
+    longer than to compute it.
+    """
+    return nn.gelu(values)
+
+
+def _gelu_backward(values: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+    # Else XLA finds that the tanh is known already, and keeps it.
+    values = jax.lax.optimization_barrier(values)
+    return jax.vjp(nn.gelu, values)[1](gradient)
+
+
+gelu.defvjp(lambda values: (nn.gelu(values), values), _gelu_backward)
+
+
 class Mlp(nn.Module):
     """Two dense layers with a GELU between them, and dropout after each (Dinomaly).
 
@@ -128,7 +147,7 @@ class Mlp(nn.Module):
         hidden = Dense(round(self.hidden_ratio * width), product=self.product)
         drop = functools.partial(Dropout(self.dropout), train=train)
         output = Dense(width, product=self.product)
-        return drop(output(drop(nn.gelu(hidden(tokens)))))
+        return drop(output(drop(gelu(hidden(tokens)))))
 
 
 class LinearAttention(nn.Module):

@@ -14,6 +14,7 @@ from harmoniad_jax.model.layers import (
     LinearAttention,
     Mlp,
     bfloat16_product,
+    gelu,
     group_outputs,
 )
 
@@ -117,6 +118,18 @@ def test_bfloat16_is_for_products_in_training_alone(branch):
     products = {Fsam: 2 + 2 * 3 + 3, Gscm: 2 + 2 + 2 * (3 + 2)}[branch]
     assert program(fast, True).count("preferred_element_type=float32") >= products
     assert program(fast, True).count("new_dtype=bfloat16") == 2 * products
+
+
+def test_gelu_is_flax_gelu_and_keeps_nothing_but_its_input():
+    values, direction = 3 * normal(5, 7), normal(5, 7)
+    found, backward = jax.vjp(gelu, values)
+    expected, backward_of_flax = jax.vjp(nn.gelu, values)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_allclose(
+        backward(direction)[0], backward_of_flax(direction)[0], rtol=1e-6, atol=1e-6
+    )
+    (kept,) = jax.tree.leaves(backward)
+    np.testing.assert_array_equal(kept, values)
 
 
 def test_mlp_oracle():

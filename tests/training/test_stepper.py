@@ -66,9 +66,10 @@ def assert_close(first, second):
 @pytest.mark.parametrize("settings", [{"micro_batches": 8}, {"remat": True}])
 def test_less_memory_gives_the_same_step(smallest, settings):
     """The hard mining's threshold is that of the whole batch in both."""
-    config = changed(smallest, "train", **settings)
-    features, state = drawn_features(smallest, 8), new_state(smallest)
-    plain, lean = compiled_update(smallest), compiled_update(config)
+    whole = changed(smallest, "train", batch_size=32)
+    config = changed(whole, "train", **settings)
+    features, state = drawn_features(whole, 32), new_state(whole)
+    plain, lean = compiled_update(whole), compiled_update(config)
     (expected, metrics), (found, others) = plain(state, features), lean(state, features)
     assert_close(others, metrics)
     assert_close(found.opt_state[1].mu, expected.opt_state[1].mu)
