@@ -7,6 +7,8 @@ the soft gate; the shape of M and an extension of F that keeps opposite borders 
 by default, are this project's.
 """
 
+import contextlib
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -164,7 +166,8 @@ class FrequencySplit(nn.Module):
           (low, high), each of the input's shape and dtype; low + high is the input.
         """
         shape = (features.shape[1],)
-        cutoff, softness = jnp.full(shape, self.cutoff), jnp.full(shape, self.softness)
+        with jax.ensure_compile_time_eval():
+            cutoff, softness = jnp.full(shape, self.cutoff), jnp.full(shape, self.softness)
         if self.learnable:
             # Free parameters of which every value is allowed: rho in (0, 1), tau > 0.
             constant = nn.initializers.constant
@@ -179,7 +182,12 @@ class FrequencySplit(nn.Module):
             fits = height * columns <= MOST_MATRIX_CELLS
             as_matrix = fits and jax.default_backend() != "cpu"
         if as_matrix:
-            matrix = low_pass_matrix(height, columns, cutoff, softness, **kind)
+            # A constant of the program, if nothing of it is learnt.
+            known = (
+                contextlib.nullcontext if self.learnable else jax.ensure_compile_time_eval
+            )
+            with known():
+                matrix = low_pass_matrix(height, columns, cutoff, softness, **kind)
             cells = features.reshape(batch, groups, height * columns, channels)
             low = jnp.einsum("gpq,bgqd->bgpd", matrix, cells, precision="highest")
             low = low.reshape(features.shape)

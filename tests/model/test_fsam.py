@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
+from harmoniad_jax.model import fsam
 from harmoniad_jax.model.fsam import (
     EDGE_KERNELS,
     IDENTITY,
@@ -69,9 +70,14 @@ def test_depthwise_equals_both_oracles(size, grid):
             np.testing.assert_allclose(got[image, ..., channel], correlated, atol=1e-5)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
 @pytest.mark.parametrize("grid", [(5, 7), (1, 2)])
 @pytest.mark.parametrize("size", [3, 5])
-def test_depthwise_has_the_gradients_of_a_grouped_convolution(size, grid):
+def test_depthwise_has_the_gradients_of_a_grouped_convolution(
+    monkeypatch, size, grid, backend
+):
+    """As it is written for each kind of device; all of them can compute both."""
+    monkeypatch.setattr(fsam.jax, "default_backend", lambda: backend)
     features, kernel = normal(2, *grid, 3), normal(size, size, 3, seed=1)
     direction = normal(2, *grid, 3, seed=2)
     _, ours = jax.vjp(depthwise, features, kernel)
@@ -246,6 +252,20 @@ def test_gates_lie_between_zero_and_one_and_see_their_statistics():
     np.testing.assert_allclose(
         spatial.apply(spatial_variables, texture[..., ::-1]), per_position, atol=1e-6
     )
+
+
+def test_the_spatial_gate_is_the_same_on_accelerators(monkeypatch):
+    texture, gate = normal(2, 5, 7, 3), SpatialGate()
+    params = random_params(gate, texture)
+
+    def value(params):
+        return (gate.apply(params, texture) * normal(2, 5, 7, 1, seed=3)).sum()
+
+    expected = gate.apply(params, texture), jax.grad(value)(params)
+    monkeypatch.setattr(fsam.jax, "default_backend", lambda: "gpu")
+    found = gate.apply(params, texture), jax.grad(value)(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), found, expected)
+    assert "conv_general_dilated" not in str(jax.make_jaxpr(value)(params))
 
 
 def test_block_moves_with_its_input():
