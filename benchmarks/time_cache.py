@@ -38,7 +38,7 @@ class Training:
         self._stepper = make_stepper(run, run.place_encoder())
         self.preparation = time.perf_counter() - start
         self.images = len(run.dataset.train)
-        self._state = run.new_state()
+        self._state = self._stepper.begin(run.new_state())
 
     def step(self) -> tuple[float, float]:
         """Seconds of a step, and its loss."""

@@ -135,9 +135,10 @@ def measure(root: Path, folder: Path) -> dict[str, Any]:
     state = run.new_state()
 
     def train(state: Any) -> Any:
+        state = stepper.begin(state)
         for _ in range(STEPS):
             state, _ = stepper.advance(state, 1)
-        return jax.block_until_ready(state)
+        return jax.block_until_ready(stepper.end(state))
 
     state = stage(f"{STEPS} steps", lambda: train(state))
     position = stepper.batches.get_state()

@@ -1,8 +1,9 @@
 """The parts of training and evaluation: the program's own functions, on its own data."""
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -50,6 +51,13 @@ class _Training:
         """Takes as many steps as one call can; returns the metrics of the last."""
         self.state, metrics = stepper.advance(self.state, stepper.steps_per_call)
         return metrics
+
+    @contextlib.contextmanager
+    def carried(self, stepper: Stepper) -> Iterator[Callable[[], Any]]:
+        """Gives `advance`, while the state has the form that a stepper carries."""
+        self.state = stepper.begin(self.state)
+        yield lambda: self.advance(stepper)
+        self.state = stepper.end(self.state)
 
 
 def training_parts(runs: Sequence[Run]) -> list[Part]:
@@ -164,7 +172,7 @@ def _feature_parts(
         ),
         Part(
             name=FROM_DEVICE,
-            ready=always_ready(lambda: training.advance(in_memory)),
+            ready=lambda: training.carried(in_memory),
             images=steps * batch,
             flops=several,
             memory_bytes=memory_bytes(in_memory.program),

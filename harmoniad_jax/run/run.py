@@ -46,6 +46,7 @@ from harmoniad_jax.run.datasets import open_dataset
 from harmoniad_jax.steps.losses import growth_steps
 from harmoniad_jax.steps.network import build_model
 from harmoniad_jax.steps.optimizer import make_optimizer
+from harmoniad_jax.steps.stacks import Stacks
 from harmoniad_jax.steps.state import TrainState, create_state
 from harmoniad_jax.steps.step import Steps
 from harmoniad_jax.words import in_words
@@ -111,6 +112,15 @@ class Run:
         """Shapes, dtypes and shardings of the state."""
         shapes = jax.eval_shape(self.initial_state)
         return abstract_on(split_over_model(self.mesh, shapes), shapes)
+
+    @functools.cached_property
+    def stacked_steps(self) -> Steps:
+        """The steps on states whose parameters are stacked, see `steps/stacks.py`."""
+        config, stacks = self.config, Stacks(self.abstract_state.params)
+        optimizer = make_optimizer(
+            config.optimizer, config.train.num_steps, stacked=stacks.are_stacked
+        )
+        return dataclasses.replace(self.steps, optimizer=optimizer, stacks=stacks)
 
     def new_state(self) -> TrainState:
         """The state before the first step, on all devices of the mesh."""

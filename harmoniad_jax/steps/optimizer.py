@@ -35,6 +35,7 @@ def scale_by_stable_adam(
     *,
     amsgrad: bool = False,
     update_clip: float = 1.0,
+    stacked: Any = False,
 ) -> optax.GradientTransformation:
     """Rescales gradients as StableAdamW does, before learning rate and weight decay.
 
@@ -43,6 +44,8 @@ def scale_by_stable_adam(
       epsilon: added to the root of the second moment.
       amsgrad: divide by the largest second moment so far.
       update_clip: largest root mean square of g / d that leaves the step as it is.
+      stacked: whether an array is [K, ...] of K tensors, see `stacks.Stacks`; a bool for
+        all of them, or a pytree of bools like the parameters.
     """
 
     def init(params):
@@ -63,12 +66,15 @@ def scale_by_stable_adam(
 
         first_bias, second_bias = 1 - b1**count, 1 - b2**count
 
-        def rescale(gradient, first, second):
+        def rescale(gradient, first, second, stacked):
             scale = jnp.sqrt(second / second_bias) + epsilon
-            rms = jnp.sqrt(jnp.mean((gradient / scale) ** 2))
+            axes = tuple(range(1, gradient.ndim)) if stacked else None
+            squares = jnp.mean((gradient / scale) ** 2, axis=axes, keepdims=stacked)
+            rms = jnp.sqrt(squares)
             return first / first_bias / scale / jnp.maximum(1.0, rms / update_clip)
 
-        updates = jax.tree.map(rescale, gradients, mu, nu_max if amsgrad else nu)
+        which = jax.tree.broadcast(stacked, gradients)
+        updates = jax.tree.map(rescale, gradients, mu, nu_max if amsgrad else nu, which)
         return updates, StableAdamState(count, mu, nu, nu_max)
 
     return optax.GradientTransformation(init, update)
@@ -86,8 +92,16 @@ def learning_rate_schedule(config: OptimizerConfig, num_steps: int) -> optax.Sch
     )
 
 
-def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
-    """Gradient clipping by global norm, then StableAdamW on its schedule."""
+def make_optimizer(
+    config: OptimizerConfig, num_steps: int, *, stacked: Any = False
+) -> optax.GradientTransformation:
+    """Gradient clipping by global norm, then StableAdamW on its schedule.
+
+    Args:
+      config: its settings.
+      num_steps: of the whole schedule.
+      stacked: see `scale_by_stable_adam`.
+    """
     return optax.chain(
         optax.clip_by_global_norm(config.gradient_clip),
         scale_by_stable_adam(
@@ -96,6 +110,7 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
             config.epsilon,
             amsgrad=config.amsgrad,
             update_clip=config.update_clip,
+            stacked=stacked,
         ),
         optax.add_decayed_weights(config.weight_decay),
         optax.scale_by_learning_rate(learning_rate_schedule(config, num_steps)),

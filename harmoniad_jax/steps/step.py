@@ -20,6 +20,7 @@ from harmoniad_jax.model.encoders.encoder import Encoder, Features
 from harmoniad_jax.model.harmoniad import Network
 from harmoniad_jax.model.scoring import Prediction, Statistics
 from harmoniad_jax.steps.losses import HardMining, easy_share, total_loss
+from harmoniad_jax.steps.stacks import Stacks
 from harmoniad_jax.steps.state import TrainState
 
 # How the names of the flags of `Steps.check_numerics` begin among the metrics.
@@ -33,6 +34,7 @@ class Steps:
     Attributes:
       micro_batches: parts that a training batch is worked through in.
       check_numerics: let the metrics say which arrays are finite.
+      stacks: how states have their parameters in stacks; None: they have not.
     """
 
     encoder: Encoder
@@ -42,6 +44,7 @@ class Steps:
     evaluation: EvaluationConfig
     micro_batches: int = 1
     check_numerics: bool = False
+    stacks: Stacks | None = None
 
     @property
     def counted(self) -> "Steps":
@@ -118,8 +121,8 @@ class Steps:
             metrics |= _finite_flags(
                 {
                     "features": features[0] if len(features) == 1 else features,
-                    "params": state.params,
-                    "gradient": gradients,
+                    "params": self._unstacked(state.params),
+                    "gradient": self._unstacked(gradients),
                 }
             )
         updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
@@ -140,7 +143,11 @@ class Steps:
         metrics["skipped_in_a_row"] = state.skipped_in_a_row
         return state, metrics
 
+    def _unstacked(self, params: Any) -> Any:
+        return params if self.stacks is None else self.stacks.unstack(params)
+
     def _loss(self, params, features, key, step, shares, rows):
+        params = self._unstacked(params)
         mining = None
         if self.loss.hard_mining:
             share = easy_share(step, self.loss.easy_share, self.loss.easy_steps)

@@ -235,6 +235,7 @@ def _train(
     step, last = int(state.step), settings.num_steps
     every = settings.checkpoint_every_steps
     agreement = Agreement(run.mesh)
+    state = stepper.begin(state)
     with deferred() as stop, MetricsWriter(workdir, step, last, run.config) as writer:
         stops = agreement(stop.requested)
         while step < last and not stops:
@@ -245,14 +246,16 @@ def _train(
             step += steps
             _check_finite(run, stepper, checkpoints, writer.dispatched(step, metrics))
             if step < last and step % every == 0:
-                checkpoints.save(state, stepper.batches.get_state(), identity)
+                whole = stepper.end(state)
+                checkpoints.save(whole, stepper.batches.get_state(), identity)
             stops = agreement(stop.requested)
         _check_finite(run, stepper, checkpoints, writer.fetch())
         if stops:
             logger.info("stopping after step %d of %d: saving", step, last)
-            _save_and_wait(checkpoints, state, stepper.batches.get_state(), identity)
+            whole = stepper.end(state)
+            _save_and_wait(checkpoints, whole, stepper.batches.get_state(), identity)
             raise Interrupted(stop.number or signal.SIGTERM)
-    return state
+    return stepper.end(state)
 
 
 def _save_and_wait(

@@ -20,9 +20,11 @@ from harmoniad_jax.data.order import training_batches
 from harmoniad_jax.devices.compilation import compile_ahead, working_bytes
 from harmoniad_jax.devices.memory import keep_memory
 from harmoniad_jax.devices.mesh import (
+    MODEL_AXIS,
     abstract_on,
     batched,
     place,
+    replicate,
     replicated,
     shard_batch,
     shardings_of,
@@ -31,6 +33,7 @@ from harmoniad_jax.features.reading import ImageReader
 from harmoniad_jax.model.encoders.encoder import Features
 from harmoniad_jax.run.run import Run
 from harmoniad_jax.steps.state import TrainState
+from harmoniad_jax.steps.step import Steps
 from harmoniad_jax.training.data import TrainingData, training_data
 
 Metrics = dict[str, jax.Array]
@@ -82,13 +85,21 @@ class Stepper:
         """Takes steps.
 
         Args:
-          state: before them; it is used up.
+          state: before them, from `begin` or `advance`; it is used up.
           steps: how many, at most `steps_per_call`.
 
         Returns:
           The state after them, and the metrics of the last one.
         """
         raise NotImplementedError
+
+    def begin(self, state: TrainState) -> TrainState:
+        """A state in the form that `advance` takes; the one given is used up."""
+        return state
+
+    def end(self, state: TrainState) -> TrainState:
+        """A state of `advance` in its usual form, as it is saved; it is not used up."""
+        return state
 
     def images_of(self, step: int) -> list[str]:
         """The images of a step, counted from 1."""
@@ -104,16 +115,16 @@ class Stepper:
         }
 
     def _compiled(
-        self, function: Callable, shardings: tuple, *arguments: Any
+        self, function: Callable, shardings: tuple, state: TrainState, *arguments: Any
     ) -> jax.stages.Compiled:
         """A step whose state is donated.
 
         Args:
           function: (state, *arguments, shares=, rows=) -> (state, metrics).
           shardings: of the arguments that follow the state.
+          state: its shapes and shardings.
           *arguments: their shapes.
         """
-        state = self.run.abstract_state
         state_sharding = shardings_of(state)
         batch = self._data.batch
         rows = tuple(batch.rows.values())
@@ -142,7 +153,7 @@ class ImageStepper(Stepper):
         ]
         shardings = (shardings_of(encoder_params), *[split] * len(images))
         self.program = self._compiled(
-            run.steps.train_step, shardings, encoder_params, *images
+            run.steps.train_step, shardings, run.abstract_state, encoder_params, *images
         )
 
     def advance(self, state: TrainState, steps: int) -> tuple[TrainState, Metrics]:
@@ -161,7 +172,10 @@ class FeatureStepper(Stepper):
             run.stored_features(rows, shape) for shape, rows in data.batch.filled.items()
         ]
         self.program = self._compiled(
-            run.steps.update, (split,) * len(features), *abstract_on(split, features)
+            run.steps.update,
+            (split,) * len(features),
+            run.abstract_state,
+            *abstract_on(split, features),
         )
 
     def advance(self, state: TrainState, steps: int) -> tuple[TrainState, Metrics]:
@@ -183,10 +197,25 @@ class TableStepper(Stepper):
             for shape in self._shapes
         )
         count = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
-        take_steps = several_steps(run, self.steps_per_call)
+        self._steps = carried_steps(run)
         self.program = self._compiled(
-            take_steps, 3 * (everywhere,), data.tables, rows, count
+            several_steps(run, self.steps_per_call, self._steps),
+            3 * (everywhere,),
+            carried_shapes(run, self._steps),
+            *(data.tables, rows, count),
         )
+
+    def begin(self, state: TrainState) -> TrainState:
+        if self._steps.stacks is None:
+            return state
+        stacked = self._steps.stacks.stack_state(jax.device_get(state))
+        return replicate(self.run.mesh, stacked)
+
+    def end(self, state: TrainState) -> TrainState:
+        if self._steps.stacks is None:
+            return state
+        whole = self._steps.stacks.unstack_state(jax.device_get(state))
+        return place(shardings_of(self.run.abstract_state), whole)
 
     def advance(self, state: TrainState, steps: int) -> tuple[TrainState, Metrics]:
         taken = tuple(np.zeros(shape, np.int32) for shape in self._shapes)
@@ -201,11 +230,35 @@ class TableStepper(Stepper):
         return {"process_index": 0, "process_count": 1}
 
 
-def several_steps(run: Run, most: int) -> Callable:
+def carried_steps(run: Run) -> Steps:
+    """The steps whose states are carried from one to the next on the devices.
+
+    On CPU an operation costs nothing to begin. Weights that are split over devices are
+    gathered one by one, where they are needed. So neither has stacks.
+    """
+    fits = jax.default_backend() != "cpu" and run.mesh.shape[MODEL_AXIS] == 1
+    return run.stacked_steps if fits else run.steps
+
+
+def carried_shapes(run: Run, steps: Steps) -> TrainState:
+    """Shapes, dtypes and shardings of the states of these steps."""
+    if steps.stacks is None:
+        return run.abstract_state
+    # Host arrays that take no memory until something is written into them.
+    empty = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), run.abstract_state)
+    return abstract_on(replicated(run.mesh), steps.stacks.stack_state(empty))
+
+
+def several_steps(run: Run, most: int, own: Steps | None = None) -> Callable:
     """A function that takes up to `most` steps on features in device memory.
 
     The number of steps is an argument and not compiled in: an interrupted run makes its
     calls at other steps than an undisturbed one, and must still run the same program.
+
+    Args:
+      run: the parts of the run.
+      most: steps.
+      own: how each is taken; None: as the run does.
 
     Returns:
       (state, tables, chosen, count, shares=, rows=) -> (state, metrics of the last step):
@@ -213,7 +266,7 @@ def several_steps(run: Run, most: int) -> Callable:
       [most, B_s] int32 are rows of it; `count` is an int32 number of steps; `shares` and
       `rows`: see `Steps.train_step`.
     """
-    split = batched(run.mesh)
+    split, own = batched(run.mesh), own or run.steps
 
     def steps(
         state: TrainState,
@@ -224,11 +277,11 @@ def several_steps(run: Run, most: int) -> Callable:
     ):
         def step(state: TrainState, index: jax.Array | int):
             features = [
-                jax.tree.map(lambda leaf, own=own: leaf[own[index]], table)
-                for table, own in zip(tables, chosen, strict=True)
+                jax.tree.map(lambda leaf, rows=rows: leaf[rows[index]], table)
+                for table, rows in zip(tables, chosen, strict=True)
             ]
             features = jax.lax.with_sharding_constraint(features, split)
-            return run.steps.update(state, *features, **counting)
+            return own.update(state, *features, **counting)
 
         _, shapes = jax.eval_shape(step, state, 0)
         nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)

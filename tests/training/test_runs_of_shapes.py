@@ -269,13 +269,13 @@ def test_images_that_are_encoded_in_every_step_teach_the_same(config, finished, 
 
 def stepped(stepper, calls):
     """Losses after each of several calls, and the final state, from the beginning."""
-    state, losses = stepper.run.new_state(), []
+    state, losses = stepper.begin(stepper.run.new_state()), []
     for steps in calls:
         # As if the program had been started again.
         stepper.batches.set_state(stepper.batches.get_state())
         state, metrics = stepper.advance(state, steps)
         losses.append(float(metrics["loss"]))
-    return losses, jax.device_get(state)
+    return losses, jax.device_get(stepper.end(state))
 
 
 @pytest.mark.parametrize(

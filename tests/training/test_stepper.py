@@ -17,9 +17,10 @@ from harmoniad_jax.errors import UserError
 from harmoniad_jax.model.encoders.encoder import Encoder, Features
 from harmoniad_jax.run.run import prepare_run
 from harmoniad_jax.steps.step import in_parts
+from harmoniad_jax.training import stepper
 from harmoniad_jax.training.loop import _check_finite, train_and_evaluate
 from harmoniad_jax.training.progress import Fetched
-from harmoniad_jax.training.stepper import several_steps
+from harmoniad_jax.training.stepper import carried_shapes, carried_steps, several_steps
 
 
 def losses_of(workdir):
@@ -141,6 +142,35 @@ def test_steps_may_be_called_in_any_numbers(smallest, several):
     assert_bitwise_equal((state, others), (whole, metrics))
 
 
+def test_steps_on_stacks_are_the_same_steps(smallest, rows, several, monkeypatch):
+    """As on an accelerator, and up to rounding: there the state is carried in stacks."""
+    run = prepared(smallest)
+    assert carried_steps(run) is run.steps
+    monkeypatch.setattr(stepper.jax, "default_backend", lambda: "gpu")
+    own = carried_steps(run)
+    assert own.stacks is not None
+    stacked = own.stacks.stack_state(jax.device_get(new_state(smallest)))
+    shapes = carried_shapes(run, own)
+    jax.tree.map(lambda a, b: np.testing.assert_equal(a.shape, b.shape), stacked, shapes)
+    assert len(jax.tree.leaves(stacked)) < len(jax.tree.leaves(run.abstract_state)) / 2
+    table = drawn_features(smallest, IMAGES)
+    take = jax.jit(several_steps(run, MOST, own))
+    found, metrics = take(stacked, (table,), (rows,), np.int32(MOST))
+    monkeypatch.undo()
+    expected, others = several(new_state(smallest), 0, MOST)
+    assert_close(metrics, others)
+    found = own.stacks.unstack_state(jax.device_get(found))
+    assert_close(found.params, expected.params)
+    assert_close(found.opt_state[1].mu, expected.opt_state[1].mu)
+
+
+def test_weights_that_are_split_over_devices_are_not_stacked(tiny_config, monkeypatch):
+    config = changed(shallow(tiny_config), "sharding", data=0, model=2)
+    run = prepare_run(config, for_training=True)
+    monkeypatch.setattr(stepper.jax, "default_backend", lambda: "gpu")
+    assert carried_steps(run) is run.steps
+
+
 class StopAfter:
     """Asks for a stop at the third question: after the second call."""
 
@@ -155,6 +185,8 @@ class StopAfter:
 def test_an_interrupted_run_from_device_memory_ends_as_an_undisturbed_one(
     tiny_config, tmp_path, monkeypatch
 ):
+    """With the state in stacks between its calls, as on an accelerator."""
+    monkeypatch.setattr(stepper, "carried_steps", lambda run: run.stacked_steps)
     config = shallow(tiny_config)
     config = changed(config, "cache", on_device="always", folder=str(tmp_path / "f"))
     config = changed(config, "train", log_every_steps=4, checkpoint_every_steps=100)
