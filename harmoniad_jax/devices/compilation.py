@@ -21,6 +21,19 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+# What XLA is told of the step on NVIDIA GPUs; the figures are in docs/speed.md. Operations
+# that do not wait for each other run at the same time, and a loop over steps is handed over
+# whole: a GPU is done with most of them before a host could hand it the next. Matrix
+# products come from NVIDIA's library: kernels of XLA's own are tried out while compiling.
+CUDA_OPTIONS = {
+    "xla_gpu_command_buffer_scheduling_mode": "CONCURRENT",
+    "xla_gpu_enable_command_buffer": (
+        "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,CONDITIONAL,WHILE"
+    ),
+    "xla_gpu_enable_triton_gemm": False,
+}
+UNKNOWN_OPTION = "No such compile option", "While setting option"
+
 
 def enable_compilation_cache() -> None:
     """Keeps compiled programs in the user's cache folder, for the next start.
@@ -52,13 +65,38 @@ def _machine() -> str:
 def compile_ahead(what: str, function: Any, *arguments: Any) -> jax.stages.Compiled:
     """Compiles a jitted function for arguments of these shapes and shardings.
 
-    Logs how long it took and the memory of one device that a call needs, by XLA's count.
+    On NVIDIA GPUs with `CUDA_OPTIONS`. Logs how long it took and the memory of one device
+    that a call needs, by XLA's count.
     """
     start = time.monotonic()
-    compiled = function.lower(*arguments).compile()
+    compiled = _compile(function.lower(*arguments), _options())
     seconds = time.monotonic() - start
     logger.info("compiled %s in %.1f s%s", what, seconds, _describe(compiled))
     return compiled
+
+
+def _options() -> dict[str, Any]:
+    is_cuda = "cuda" in jax.devices()[0].client.platform_version.lower()
+    return CUDA_OPTIONS if is_cuda else {}
+
+
+def _compile(lowered: jax.stages.Lowered, options: dict[str, Any]) -> jax.stages.Compiled:
+    """With options that this version of XLA may not know; then without them."""
+    try:
+        return lowered.compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError as error:
+        if not any(words in str(error) for words in UNKNOWN_OPTION):
+            raise
+        logger.info("compiling with XLA's defaults: %s", error)
+        return lowered.compile()
+
+
+def host_device() -> jax.Device | None:
+    """The processor as a device; None where JAX_PLATFORMS leaves it out."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None
 
 
 @contextlib.contextmanager
@@ -134,9 +172,7 @@ def flops(function: Any, *arguments: Any) -> float | None:
       function: a pure function that names no devices, such as those of `Steps.counted`.
       arguments: its arguments, or their shapes.
     """
-    try:
-        cpu = jax.local_devices(backend="cpu")[0]
-    except RuntimeError:  # JAX_PLATFORMS leaves it out
+    if (cpu := host_device()) is None:
         return None
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), arguments)
     with jax.default_device(cpu):

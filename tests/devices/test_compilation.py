@@ -18,6 +18,7 @@ import pytest
 from run_helpers import shallow
 
 from harmoniad_jax.config import with_settings
+from harmoniad_jax.devices import compilation
 from harmoniad_jax.devices.compilation import (
     compile_ahead,
     flops,
@@ -90,6 +91,36 @@ def test_time_and_memory_of_a_compiled_function_are_told(log):
         line,
     )
     assert found
+
+
+def test_options_that_xla_does_not_know_are_left_out(log, monkeypatch):
+    """Those for NVIDIA GPUs are known to this version, on every device."""
+    matrix = jax.ShapeDtypeStruct((3, 3), jnp.float32)
+
+    def compiled_with(options):
+        monkeypatch.setattr(compilation, "_options", lambda: options)
+        compiled = compile_ahead("the sum", jax.jit(jnp.sum), matrix)
+        assert compiled(jnp.ones((3, 3))) == 9
+        return log()
+
+    assert len(compiled_with(compilation.CUDA_OPTIONS)) == 1
+    for unknown in (
+        {"xla_no_such_option": True},
+        {"xla_gpu_enable_command_buffer": "FUSION,NO_SUCH_VALUE"},
+    ):
+        assert any("with XLA's defaults" in line for line in compiled_with(unknown))
+
+
+class Unlucky:
+    """A lowered program that does not fit."""
+
+    def compile(self, **_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+
+def test_other_errors_of_the_compiler_are_not_swallowed():
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Out of memory"):
+        compilation._compile(Unlucky(), compilation.CUDA_OPTIONS)
 
 
 def test_operations_are_counted():
