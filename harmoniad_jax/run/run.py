@@ -6,6 +6,7 @@ Everything that can be wrong is found here, cheapest first, before anything heav
 import dataclasses
 import functools
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from harmoniad_jax.data.preprocess import Preprocessor, measure_preprocessor
 from harmoniad_jax.data.records import Dataset, Record
 from harmoniad_jax.data.shapes import Shape
 from harmoniad_jax.data.variation import vary, view_of
+from harmoniad_jax.devices.compilation import host_device
 from harmoniad_jax.devices.mesh import (
     abstract_on,
     make_mesh,
@@ -126,10 +128,18 @@ class Run:
         """The state before the first step, on all devices of the mesh."""
         return self.state_program()()
 
-    def state_program(self) -> jax.stages.Compiled:
-        """What draws it, compiled; without arguments."""
-        shardings = shardings_of(self.abstract_state)
-        return jax.jit(self.initial_state, out_shardings=shardings).lower().compile()
+    def state_program(self) -> Callable[[], TrainState]:
+        """What draws it, compiled.
+
+        It is drawn on the host: for a GPU the thousands of small operations take half a
+        minute to compile. So all devices begin with the same numbers, too.
+        """
+        shardings, host = shardings_of(self.abstract_state), host_device()
+        if host is None or jax.default_backend() == "cpu":
+            return jax.jit(self.initial_state, out_shardings=shardings).lower().compile()
+        with jax.default_device(host):
+            draw = jax.jit(self.initial_state).lower().compile()
+        return lambda: place(shardings, jax.device_get(draw()))
 
     def place_encoder(self) -> Any:
         """The encoder's weights on all devices of the mesh."""
