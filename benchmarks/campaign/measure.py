@@ -1,5 +1,6 @@
 """The measurements of the campaign. Each gives figures that can be written as JSON."""
 
+import dataclasses
 import functools
 import statistics
 import time
@@ -16,19 +17,25 @@ from training_parts.timing import Part, always_ready, time_parts
 from campaign.keep import Deadline, Kept
 from campaign.profiled import busiest
 from campaign.runs import (
+    drawn_encoder,
+    drawn_state,
     head_run,
     peak_bytes,
     random_features,
     random_images,
     run_from_cache,
-    whole_run,
 )
 from campaign.sizes import Architecture, Sizes
-from harmoniad_jax.devices.compilation import flops, memory_bytes
+from harmoniad_jax.devices.compilation import compile_ahead, flops, memory_bytes
 from harmoniad_jax.devices.mesh import replicated, shardings_of
 from harmoniad_jax.run.run import Run
 from harmoniad_jax.steps.state import TrainState
-from harmoniad_jax.training.stepper import make_stepper, several_steps
+from harmoniad_jax.training.stepper import (
+    carried_shapes,
+    carried_steps,
+    make_stepper,
+    several_steps,
+)
 
 MATMUL, REHEARSAL = "matmul", "rehearsal"
 DTYPES = ("float32", "bfloat16")
@@ -141,7 +148,7 @@ def encoder(
 ) -> dict[str, Any]:
     """Images to features, in bfloat16."""
     run = _encoding_run(one, attention)
-    images, params = random_images(one, batch), run.place_encoder()
+    images, params = random_images(one, batch), drawn_encoder(run)
     count = flops(run.steps.counted.encoder.encode, run.encoder.params, images)
     return _timed(
         context, jax.jit(run.encoder.encode), (params, images), batch, "bfloat16", count
@@ -153,8 +160,8 @@ def evaluation(
 ) -> dict[str, Any]:
     """Images to anomaly maps: the encoder in bfloat16, and all that follows."""
     run = _encoding_run(one, attention)
-    images, params = random_images(one, batch), run.place_encoder()
-    state = run.new_state()
+    images, params = random_images(one, batch), drawn_encoder(run)
+    state = drawn_state(run.abstract_state)
     step = jax.jit(run.steps.predict_step, out_shardings=replicated(run.mesh))
     arguments = (state.params, state.statistics, params, images)
     return _timed(context, step, arguments, batch, None, None)
@@ -162,7 +169,7 @@ def evaluation(
 
 @functools.cache
 def _encoding_run(one: Architecture, attention: str) -> Run:
-    return whole_run(one, encoder__attention=attention, encoder__dtype="bfloat16")
+    return head_run(one, encoder__attention=attention, encoder__dtype="bfloat16")
 
 
 def head(
@@ -174,7 +181,8 @@ def head(
     compiled, seconds, state, arguments = _compiled_head(run, steps, batch)
     if context.compiling:
         return {"compile_seconds": seconds}
-    count = flops(run.steps.counted.update, state, run.encoder.feature_shapes(batch))
+    shapes = run.abstract_state, run.encoder.feature_shapes(batch)
+    count = flops(run.steps.counted.update, *shapes)
 
     def work() -> Any:
         nonlocal state
@@ -190,17 +198,19 @@ def _compiled_head(
     run: Run, steps: int, batch: int
 ) -> tuple[jax.stages.Compiled, float, TrainState, tuple]:
     """Several steps as one program, the seconds it took to compile, and its arguments."""
-    state = run.new_state()
+    own = carried_steps(run)
+    shapes = carried_shapes(run, own)
+    state = drawn_state(shapes)
     program = jax.jit(
-        several_steps(run, steps),
-        out_shardings=(shardings_of(run.abstract_state), replicated(run.mesh)),
+        several_steps(run, steps, own),
+        out_shardings=(shardings_of(shapes), replicated(run.mesh)),
         donate_argnums=0,
     )
     rows = np.arange(steps * batch, dtype=np.int32).reshape(steps, batch) % batch
     # Of one shape of images.
     arguments = ((random_features(run, batch),), (jnp.asarray(rows),), jnp.int32(steps))
     start = time.perf_counter()
-    compiled = program.lower(state, *arguments).compile()
+    compiled = compile_ahead("the steps", program, state, *arguments)
     return compiled, time.perf_counter() - start, state, arguments
 
 
@@ -239,7 +249,7 @@ def profile_encoder(
 ) -> dict[str, Any]:
     """What encoding a batch spends its time on."""
     run = _encoding_run(one, attention)
-    arguments = (run.place_encoder(), random_images(one, batch))
+    arguments = (drawn_encoder(run), random_images(one, batch))
     compiled = jax.jit(run.encoder.encode).lower(*arguments).compile()
     name = f"encoder {one.name} {attention}"
     return _profiled(context, name, compiled, lambda: compiled(*arguments), 1)
@@ -267,7 +277,7 @@ def rehearsal(one: Architecture, context: Context) -> dict[str, Any]:
     before = context.kept.get(REHEARSAL) or {"steps": 0, "seconds": 0.0, "pieces": 0}
     start = time.perf_counter()
     run = run_from_cache(
-        one,
+        dataclasses.replace(one, depth=one.groups),  # of features that are stored already
         sizes.images,
         context.scratch / "features",
         train__batch_size=sizes.rehearsal_batch,
@@ -277,7 +287,8 @@ def rehearsal(one: Architecture, context: Context) -> dict[str, Any]:
     )
     written = time.perf_counter()
     stepper = make_stepper(run, run.place_encoder())
-    state = jax.block_until_ready(run.new_state())
+    state = stepper.begin(drawn_state(run.abstract_state))
+    jax.block_until_ready(state)
     ready = time.perf_counter()
     result = {
         "images": sizes.images,

@@ -8,14 +8,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scaling.programs import abstract_run
+from scaling.programs import abstract_encoder_params, abstract_run
 
 from campaign.sizes import Architecture
 from harmoniad_jax.config import Config, with_settings
 from harmoniad_jax.data.records import Dataset, Record
+from harmoniad_jax.devices.mesh import place, shardings_of
 from harmoniad_jax.features.encode import image_reader
 from harmoniad_jax.model.encoders.encoder import Features
 from harmoniad_jax.run.run import UNTRAINED, Run, prepare_run
+from harmoniad_jax.steps.state import TrainState
 
 # Features of so many images are drawn, and taken in turn.
 DRAWN = 64
@@ -44,13 +46,34 @@ def config_of(architecture: Architecture, **changes: Any) -> Config:
 
 
 def head_run(architecture: Architecture, **changes: Any) -> Run:
-    """A run whose encoder has no weights: the head alone is computed."""
+    """A run of shapes alone, encoder and state: see `drawn_state`."""
     return abstract_run(config_of(architecture, **changes))
 
 
-def whole_run(architecture: Architecture, **changes: Any) -> Run:
-    """A run with an encoder, and no images."""
-    return prepare_run(config_of(architecture, **changes), Dataset([], []))
+def drawn_state(state: TrainState) -> TrainState:
+    """A state to time steps with: random weights, and nothing learnt so far.
+
+    Args:
+      state: its shapes, dtypes and shardings.
+    """
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state)
+    drawn = place(shardings_of(state), zeros)
+    return drawn.replace(params=_drawn(state.params))
+
+
+def drawn_encoder(run: Run) -> Any:
+    """Random weights of an encoder to time it with."""
+    return _drawn(abstract_encoder_params(run))
+
+
+def _drawn(shapes: Any) -> Any:
+    """Small random numbers: chips multiply zeros faster than others."""
+    pool = 0.02 * np.random.default_rng(0).standard_normal(2**20, np.float32)
+
+    def values(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        return np.resize(pool, leaf.shape).astype(leaf.dtype)
+
+    return place(shardings_of(shapes), jax.tree.map(values, shapes))
 
 
 def random_features(run: Run, images: int) -> Features:
