@@ -46,8 +46,7 @@ def shifted(features: jax.Array, size: int) -> list[list[jax.Array]]:
     margin = size // 2
     padded = jnp.pad(features, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
     if jax.default_backend() != "cpu":
-        # In memory. Else every tap of every element asks whether it lies outside: three
-        # times as many instructions.
+        # In memory: XLA's code for a tap then has no test of the border.
         padded = jax.lax.optimization_barrier(padded)
     return [
         [padded[:, row : row + height, column : column + width] for column in range(size)]
@@ -178,8 +177,7 @@ class SpatialGate(nn.Module):
 def _convolution_to_one(maps: jax.Array, kernel: jax.Array, *_, **__) -> jax.Array:
     """What `nn.Conv` calls for [B, h, w, C] and [k, k, C, 1].
 
-    For so few channels cuDNN is no faster, takes seconds to be set up, and cuts the graph
-    of operations that XLA hands to a GPU at once.
+    A convolution of cuDNN would cut the graph of operations that XLA hands to a GPU.
     """
     return depthwise(maps, kernel[..., 0]).sum(axis=-1, keepdims=True)
 
