@@ -14,6 +14,7 @@ compiled at the same time before it is measured. `campaign.json` has all figures
 """
 
 import argparse
+import concurrent.futures
 import datetime
 import json
 import logging
@@ -24,7 +25,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")
 def measure(wanted: Sequence[Measurement], context: Context) -> None:
     """Makes measurements in this process, in their order."""
     context.kept.put(DEVICE, describe_device())
+    compile_ahead(wanted, context)
     for one in wanted:
         if context.deadline.left < _least(one, context.sizes):
             print(f"no time is left for: {one.name}", file=sys.stderr, flush=True)
@@ -63,15 +65,24 @@ def measure(wanted: Sequence[Measurement], context: Context) -> None:
         print(f"{one.name}: {seconds:.1f} s", file=sys.stderr, flush=True)
 
 
-def compile_share(share: Sequence[Measurement], context: Context) -> None:
-    """Leaves what measurements compile in the compilation cache, for those that follow."""
-    for one in share:
-        if context.kept.is_done(_compiling(one)):
-            continue
-        if context.deadline.left < _least(one, context.sizes):
-            return
-        if result := _result(one, context._replace(compiling=True)):
-            context.kept.put(_compiling(one), result)
+def compile_ahead(wanted: Sequence[Measurement], context: Context) -> None:
+    """Leaves what measurements compile in the compilation cache, several at a time."""
+    ahead = [
+        one
+        for one in wanted
+        if one.is_compiled_ahead
+        and not context.kept.is_done(_compiling(one))
+        and context.deadline.left >= _least(one, context.sizes)
+    ]
+    workers = min(len(ahead), (os.cpu_count() or 1) // CORES_TO_COMPILE)
+    if workers < 2:
+        return
+    compiling = context._replace(compiling=True)
+    with concurrent.futures.ThreadPoolExecutor(workers) as executor:
+        results = executor.map(lambda one: _result(one, compiling), ahead)
+        for one, result in zip(ahead, results, strict=True):
+            if result is not None:
+                context.kept.put(_compiling(one), result)
 
 
 def _compiling(one: Measurement) -> str:
@@ -105,17 +116,10 @@ def campaign(options: argparse.Namespace) -> None:
     kept, sizes = Kept(options.out), _sizes(options)
     options.out.mkdir(parents=True, exist_ok=True)
     wanted = _missing(options.only, sizes, kept)
-    cores = os.cpu_count() or 1
     for group in dict.fromkeys(one.group for one in wanted):
         missing = [one for one in wanted if one.group == group]
-        ahead = [one for one in missing if one.is_compiled_ahead]
-        shares = min(len(ahead), cores // CORES_TO_COMPILE)
-        if shares > 1 and _can_begin(missing, deadline, sizes):
-            tasks = [("--group", group, "--share", f"{i}/{shares}") for i in range(shares)]
-            # Not the half of the device's memory that JAX takes by itself: it is shared.
-            _run(tasks, options, deadline, {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"})
         if _can_begin(missing, deadline, sizes):
-            _run([("--group", group)], options, deadline)
+            _run(group, options, deadline)
             write_page(options.out, sizes)
     write_page(options.out, sizes)
 
@@ -125,26 +129,19 @@ def _can_begin(missing: Sequence[Measurement], deadline: Deadline, sizes: Sizes)
     return deadline.left - RESERVED >= least
 
 
-def _run(
-    tasks: Sequence[Sequence[str]],
-    options: argparse.Namespace,
-    deadline: Deadline,
-    variables: Mapping[str, str] | None = None,
-) -> None:
-    """Runs several processes of this program at once, until the time is over."""
-    command = [sys.executable, __file__, "--out", str(options.out)]
+def _run(group: str, options: argparse.Namespace, deadline: Deadline) -> None:
+    """Measures a group in a process of its own, until the time is over."""
+    command = [sys.executable, __file__, "--out", str(options.out), "--group", group]
     command += ["--scratch", str(options.scratch), "--only", options.only.pattern]
     command += ["--until", str(deadline.at - RESERVED)]
     command += ["--tiny"] if options.tiny else []
-    environment = _environment(options) | (variables or {})
-    running = [subprocess.Popen([*command, *task], env=environment) for task in tasks]
-    for process, task in zip(running, tasks, strict=True):
-        try:
-            process.wait(timeout=max(deadline.left - RESERVED, 1.0))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            print(f"cut at the end of the budget: {task[1]}", file=sys.stderr, flush=True)
+    process = subprocess.Popen(command, env=_environment(options))
+    try:
+        process.wait(timeout=max(deadline.left - RESERVED, 1.0))
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        print(f"cut at the end of the budget: {group}", file=sys.stderr, flush=True)
 
 
 def write_page(out: Path, sizes: Sizes) -> None:
@@ -195,7 +192,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="regular expression of the names",
     )
     add("--group", help=argparse.SUPPRESS)
-    add("--share", help=argparse.SUPPRESS)
     add("--until", type=float, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.budget <= 0:
@@ -222,13 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             Deadline(options.until),
         )
         missing = _missing(options.only, context.sizes, context.kept)
-        wanted = [one for one in missing if one.group == options.group]
-        if options.share is None:
-            measure(wanted, context)
-            return
-        index, shares = map(int, options.share.split("/"))
-        ahead = [one for one in wanted if one.is_compiled_ahead]
-        compile_share(ahead[index::shares], context)
+        measure([one for one in missing if one.group == options.group], context)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(USER_ERROR_STATUS)
