@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from harmoniad_jax.model.layers import Dense, LayerNorm, LinearAttention, Mlp, group_outputs
+from harmoniad_jax.model.layers import Dense, LinearAttention, Mlp, group_outputs
 
 LAPLACIAN = np.array([[0, 1, 0], [1, -4, 1], [0, 1, 0]], np.float32) / 4
 SOBEL_X = np.array([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]], np.float32) / 4
@@ -206,10 +206,10 @@ class FsamBlock(nn.Module):
         width = features.shape[-1]
         if self.heads:
             attention = LinearAttention(self.heads, product=self.product, name="attention")
-            normalised = LayerNorm(name="attention_norm")(features)
+            normalised = nn.LayerNorm(name="attention_norm")(features)
             attended = attention(normalised.reshape(features.shape[0], -1, width))
             features += attended.reshape(features.shape)
-        texture = MultiScaleEdges(self.edge_kernels)(LayerNorm()(features))
+        texture = MultiScaleEdges(self.edge_kernels)(nn.LayerNorm()(features))
         gated = texture
         if self.channel_gate:
             gated *= ChannelGate()(texture)
@@ -224,7 +224,7 @@ class FsamBlock(nn.Module):
         features += structure_gate * project(gated)
         mlp_gate = self.param("mlp_gate", nn.initializers.zeros, (width,))
         mlp = Mlp(self.mlp_ratio, product=self.product)
-        return features + mlp_gate * mlp(LayerNorm()(features))
+        return features + mlp_gate * mlp(nn.LayerNorm()(features))
 
 
 class Fsam(nn.Module):

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from harmoniad_jax.model.layers import LayerNorm, LinearAttention, Mlp, group_outputs
+from harmoniad_jax.model.layers import LinearAttention, Mlp, group_outputs
 
 
 class GscmBlock(nn.Module):
@@ -45,7 +45,7 @@ class GscmBlock(nn.Module):
         Returns:
           [B, N, D] float32.
         """
-        normalised = LayerNorm()(tokens)
+        normalised = nn.LayerNorm()(tokens)
         sources = [] if context is None else [context]
         if self.global_context:
             sources.append(normalised.mean(axis=1, keepdims=True))
@@ -53,7 +53,7 @@ class GscmBlock(nn.Module):
         attention = LinearAttention(self.heads, product=self.product)
         tokens += attention(normalised, extra)
         mlp = Mlp(self.mlp_ratio, product=self.product)
-        return tokens + mlp(LayerNorm()(tokens))
+        return tokens + mlp(nn.LayerNorm()(tokens))
 
 
 class Gscm(nn.Module):

@@ -81,69 +81,6 @@ class Dense(nn.Dense):
         return flat.reshape(*inputs.shape[:-1], self.features)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def layer_norm(
-    values: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
-) -> jax.Array:
-    """Layer norm over the last axis, as `nn.LayerNorm` computes it.
-
-    Its gradient is written for GPUs: the sums over positions are taken in two stages. XLA
-    sums up thousands of rows for a few hundred channels on as many threads, and computes
-    there what it fuses with it, too.
-
-    Args:
-      values: [B, ..., D] float32.
-      scale, bias: [D] float32.
-      epsilon: added to the variance.
-    """
-    return _normalised(values, scale, bias, epsilon)[0]
-
-
-def _normalised(values, scale, bias, epsilon):
-    mean = values.mean(axis=-1, keepdims=True)
-    square = (values**2).mean(axis=-1, keepdims=True)
-    inverse = jax.lax.rsqrt(jnp.maximum(0.0, square - mean**2) + epsilon)
-    return (values - mean) * (inverse * scale) + bias, (values, scale, mean, inverse)
-
-
-def _layer_norm_backward(epsilon, kept, gradient):
-    del epsilon
-    values, scale, mean, inverse = kept
-    direction = (values - mean) * inverse
-    scaled = gradient * scale
-    along = (scaled * direction).mean(axis=-1, keepdims=True)
-    of_values = inverse * (scaled - scaled.mean(axis=-1, keepdims=True) - direction * along)
-    return of_values, _over_positions(gradient * direction), _over_positions(gradient)
-
-
-def _over_positions(maps: jax.Array) -> jax.Array:
-    """[B, ..., D] -> [D]: sums up the positions of each image, and then the images."""
-    of_images = maps.sum(axis=tuple(range(1, maps.ndim - 1)))
-    return jax.lax.optimization_barrier(of_images).sum(axis=0)
-
-
-layer_norm.defvjp(_normalised, _layer_norm_backward)
-
-
-class LayerNorm(nn.LayerNorm):
-    """`nn.LayerNorm` over the last axis, with the gradient of `layer_norm` on accelerators.
-
-    On CPU that gradient takes longer than the one that JAX derives.
-    """
-
-    def __call__(self, values: jax.Array) -> jax.Array:
-        """[B, ..., D] float32 -> the same shape."""
-        on_cpu = jax.default_backend() == "cpu"
-        return super().__call__(values) if on_cpu else self._on_accelerators(values)
-
-    @nn.compact
-    def _on_accelerators(self, values: jax.Array) -> jax.Array:
-        shape = values.shape[-1:]
-        scale = self.param("scale", self.scale_init, shape, self.param_dtype)
-        bias = self.param("bias", self.bias_init, shape, self.param_dtype)
-        return layer_norm(values, scale, bias, self.epsilon)
-
-
 class Dropout(nn.Module):
     """`nn.Dropout` with 16 random bits for each activation instead of 32.
 

@@ -6,13 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from harmoniad_jax.model import layers
 from harmoniad_jax.model.fsam import Fsam
 from harmoniad_jax.model.gscm import Gscm
 from harmoniad_jax.model.layers import (
     Dense,
     Dropout,
-    LayerNorm,
     LinearAttention,
     Mlp,
     bfloat16_product,
@@ -132,28 +130,6 @@ def test_gelu_is_flax_gelu_and_keeps_nothing_but_its_input():
     )
     (kept,) = jax.tree.leaves(backward)
     np.testing.assert_array_equal(kept, values)
-
-
-@pytest.mark.parametrize("backend", ["cpu", "gpu"])
-@pytest.mark.parametrize("shape", [(3, 4), (2, 3, 5, 4)])
-def test_layer_norm_is_flax_layer_norm(monkeypatch, shape, backend):
-    """Its values to the last bit."""
-    monkeypatch.setattr(layers.jax, "default_backend", lambda: backend)
-    values, weights = 3 + normal(*shape), normal(*shape)
-    params = {"scale": normal(4), "bias": normal(4)}
-
-    def value(layer, params, values):
-        output = layer().apply({"params": params}, values)
-        return (weights * output).sum(), output
-
-    grad = jax.grad(value, argnums=(1, 2), has_aux=True)
-    (got, output), (expected, reference) = (
-        grad(layer, params, values) for layer in (LayerNorm, nn.LayerNorm)
-    )
-    np.testing.assert_array_equal(output, reference)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, expected
-    )
 
 
 def test_mlp_oracle():
