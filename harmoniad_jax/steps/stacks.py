@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from harmoniad_jax.steps.state import TrainState
@@ -37,18 +38,17 @@ class Stacks:
         self._places = tuple(places.values())
         self.are_stacked = [len(places) > 1 for places in self._places]
 
-    def stack(self, tree: Any) -> list[np.ndarray]:
-        """The stacks of a tree of host arrays."""
+    def stack(self, tree: Any) -> list[Any]:
+        """The stacks of a tree of host arrays, or of traced ones."""
         leaves = self._structure.flatten_up_to(tree)
+        stack = np.stack if isinstance(leaves[0], np.ndarray) else jnp.stack
         return [
-            np.stack([leaves[place] for place in places])
-            if is_stacked
-            else leaves[places[0]]
+            stack([leaves[place] for place in places]) if is_stacked else leaves[places[0]]
             for places, is_stacked in zip(self._places, self.are_stacked, strict=True)
         ]
 
     def unstack(self, stacks: Sequence[Any]) -> Any:
-        """The tree of which these are the stacks: host arrays, or traced ones."""
+        """The tree whose stacks these are: host arrays, or traced ones."""
         leaves = [None] * self._structure.num_leaves
         for stack, places, is_stacked in zip(
             stacks, self._places, self.are_stacked, strict=True
@@ -58,11 +58,11 @@ class Stacks:
         return self._structure.unflatten(leaves)
 
     def stack_state(self, state: TrainState) -> TrainState:
-        """A state of host arrays, with stacks of the parameters and of all like them."""
+        """A state with stacks of its parameters, and of all that is like them."""
         return _in_state(state, self._structure, self.stack)
 
     def unstack_state(self, state: TrainState) -> TrainState:
-        """The state of host arrays that was stacked."""
+        """The state that was stacked."""
         structure = jax.tree.structure(self.are_stacked)
         return _in_state(state, structure, self.unstack)
 

@@ -244,9 +244,8 @@ def carried_shapes(run: Run, steps: Steps) -> TrainState:
     """Shapes, dtypes and shardings of the states of these steps."""
     if steps.stacks is None:
         return run.abstract_state
-    # Host arrays that take no memory until something is written into them.
-    empty = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), run.abstract_state)
-    return abstract_on(replicated(run.mesh), steps.stacks.stack_state(empty))
+    shapes = jax.eval_shape(steps.stacks.stack_state, run.abstract_state)
+    return abstract_on(replicated(run.mesh), shapes)
 
 
 def several_steps(run: Run, most: int, own: Steps | None = None) -> Callable:
