@@ -12,6 +12,7 @@ import contextlib
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import logit
 from jax.sharding import Mesh, PartitionSpec
 
@@ -166,8 +167,9 @@ class FrequencySplit(nn.Module):
           (low, high), each of the input's shape and dtype; low + high is the input.
         """
         shape = (features.shape[1],)
-        with jax.ensure_compile_time_eval():
-            cutoff, softness = jnp.full(shape, self.cutoff), jnp.full(shape, self.softness)
+        cutoff, softness = (
+            np.full(shape, value, np.float32) for value in (self.cutoff, self.softness)
+        )
         if self.learnable:
             # Free parameters of which every value is allowed: rho in (0, 1), tau > 0.
             constant = nn.initializers.constant
