@@ -21,10 +21,10 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# What XLA is told of the step on NVIDIA GPUs; the figures are in docs/speed.md. Operations
-# that do not wait for each other run at the same time, and a loop over steps is handed over
-# whole: a GPU is done with most of them before a host could hand it the next. Matrix
-# products come from NVIDIA's library: kernels of XLA's own are tried out while compiling.
+# Options of XLA for NVIDIA GPUs; docs/speed.md has the figures. Operations that do not wait
+# for each other run at the same time. The GPU gets a loop over steps as a whole: it ends
+# most operations before a host could start the next. Matrix products come from NVIDIA's
+# library, since XLA tries kernels of its own out while it compiles.
 CUDA_OPTIONS = {
     "xla_gpu_command_buffer_scheduling_mode": "CONCURRENT",
     "xla_gpu_enable_command_buffer": (
