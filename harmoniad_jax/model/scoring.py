@@ -53,12 +53,33 @@ class Prediction(NamedTuple):
     distance_maps: dict[str, jax.Array]
 
 
+class InnerProducts(NamedTuple):
+    """Of two float32 arrays along an axis: with each other, and each with itself.
+
+    Those along more axes are the sums of these.
+    """
+
+    mixed: jax.Array
+    first: jax.Array
+    second: jax.Array
+
+    def cosine_distance(self) -> jax.Array:
+        """One minus the cosine of the angle between the two: in [0, 2]."""
+        # The root of a clipped square, not the clipped root: its gradient at zero is
+        # finite.
+        square = jnp.maximum(self.first * self.second, SMALLEST_NORM**2)
+        return 1.0 - self.mixed * jax.lax.rsqrt(square)
+
+
+def inner_products(first: jax.Array, second: jax.Array, *, axis: int = -1) -> InnerProducts:
+    """The inner products of two float32 arrays of one shape along an axis."""
+    pairs = (first, second), (first, first), (second, second)
+    return InnerProducts(*(jnp.sum(one * other, axis=axis) for one, other in pairs))
+
+
 def cosine_distance(first: jax.Array, second: jax.Array, *, axis: int = -1) -> jax.Array:
     """One minus the cosine of two float32 arrays along an axis: in [0, 2]."""
-    product = jnp.sum(first * second, axis=axis)
-    square = jnp.sum(first**2, axis=axis) * jnp.sum(second**2, axis=axis)
-    # The root of a clipped square, not the clipped root: its gradient at zero is finite.
-    return 1.0 - product * jax.lax.rsqrt(jnp.maximum(square, SMALLEST_NORM**2))
+    return inner_products(first, second, axis=axis).cosine_distance()
 
 
 def group_mean(maps: jax.Array, decay: float) -> jax.Array:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from harmoniad_jax.config import LossConfig
 from harmoniad_jax.model.harmoniad import Comparison
-from harmoniad_jax.model.scoring import cosine_distance
+from harmoniad_jax.model.scoring import InnerProducts, inner_products
 
 
 class HardMining(NamedTuple):
@@ -80,13 +80,15 @@ def hard_cosine(
       float32 scalar in [0, 2].
     """
     rows = rows or [len(one.target) for one in comparisons]
+    # Along channels; all that follows is of these few numbers, not of the maps.
+    products = [inner_products(*one) for one in comparisons]
     if mining is not None:
-        comparisons = _held_back(comparisons, mining, rows)
+        products = _held_back(products, mining, rows)
 
     losses = []
-    for one, count in zip(comparisons, rows, strict=True):
-        flat = [maps.reshape(*maps.shape[:2], -1) for maps in one]
-        losses.append(_first(cosine_distance(*flat), count).mean())
+    for one, count in zip(products, rows, strict=True):
+        of_maps = InnerProducts(*(values.sum(axis=(2, 3)) for values in one))
+        losses.append(_first(of_maps.cosine_distance(), count).mean())
     return sum(share * loss for share, loss in zip(shares, losses, strict=True))
 
 
@@ -96,10 +98,15 @@ def _first(distances: jax.Array, count: int) -> jax.Array:
 
 
 def _held_back(
-    comparisons: Sequence[Comparison], mining: HardMining, rows: Sequence[int]
-) -> list[Comparison]:
-    """With predictions whose gradient is smaller at the easiest positions."""
-    distances = [jax.lax.stop_gradient(cosine_distance(*one)) for one in comparisons]
+    products: Sequence[InnerProducts], mining: HardMining, rows: Sequence[int]
+) -> list[InnerProducts]:
+    """With products whose gradient is smaller at the easiest positions.
+
+    Args:
+      products: for each shape of images, of [B_s, G, h_s, w_s] positions.
+      mining, rows: see `hard_cosine`.
+    """
+    distances = [jax.lax.stop_gradient(one.cosine_distance()) for one in products]
     # One threshold per group, over the positions of all shapes and all devices.
     counted = [_first(d, count) for d, count in zip(distances, rows, strict=True)]
     positions = jnp.concatenate(
@@ -107,9 +114,9 @@ def _held_back(
     )
     threshold = jnp.quantile(positions, mining.share, axis=1)[:, None, None]
     held_back = []
-    for (target, prediction), distance in zip(comparisons, distances, strict=True):
+    for one, distance in zip(products, distances, strict=True):
         factor = jnp.where(distance < threshold, mining.gradient, 1.0)
-        held_back.append(Comparison(target, scale_gradient(prediction, factor[..., None])))
+        held_back.append(InnerProducts(*(scale_gradient(v, factor) for v in one)))
     return held_back
 
 
