@@ -20,7 +20,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from harmoniad_jax.model.layers import Dense, LinearAttention, Mlp, group_outputs
+from harmoniad_jax.model.layers import (
+    Dense,
+    LayerNorm,
+    LinearAttention,
+    Mlp,
+    group_outputs,
+    in_memory,
+    over_images,
+)
 
 LAPLACIAN = np.array([[0, 1, 0], [1, -4, 1], [0, 1, 0]], np.float32) / 4
 SOBEL_X = np.array([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]], np.float32) / 4
@@ -45,9 +53,7 @@ def shifted(features: jax.Array, size: int) -> list[list[jax.Array]]:
     height, width = features.shape[1:3]
     margin = size // 2
     padded = jnp.pad(features, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
-    if jax.default_backend() != "cpu":
-        # In memory: XLA's code for a tap then has no test of the border.
-        padded = jax.lax.optimization_barrier(padded)
+    padded = in_memory(padded)  # XLA's code for a tap then has no test of the border
     return [
         [padded[:, row : row + height, column : column + width] for column in range(size)]
         for row in range(size)
@@ -62,19 +68,20 @@ def depthwise(features: jax.Array, kernel: jax.Array) -> jax.Array:
     grouped convolution is many times slower. Only its gradient in reverse is defined.
 
     Args:
-      features: [B, h, w, D] float32.
+      features: [B, h, w, D] float32 or bfloat16.
       kernel: [k, k, D] float32, k odd.
 
     Returns:
-      [B, h, w, D] float32.
+      [B, h, w, D] of the same dtype, of sums in float32.
     """
     size = kernel.shape[0]
     rows = shifted(features, size)
-    return sum(
+    total = sum(
         rows[row][column] * kernel[row, column]
         for row in range(size)
         for column in range(size)
     )
+    return in_memory(total.astype(features.dtype))
 
 
 def _depthwise_forward(features, kernel):
@@ -84,6 +91,7 @@ def _depthwise_forward(features, kernel):
 def _depthwise_backward(saved, gradient):
     """The gradients for features and kernel."""
     features, kernel = saved
+    gradient = in_memory(gradient)
     rows = shifted(features, kernel.shape[0])
     on_cpu = jax.default_backend() == "cpu"
     sums = _sums_of_row if on_cpu else _sums_of_taps
@@ -93,6 +101,7 @@ def _depthwise_backward(saved, gradient):
 
 def _sums_of_taps(taps: Sequence[jax.Array], gradient: jax.Array) -> jax.Array:
     """[k, B, D]: each tap times the gradient, summed up over an image."""
+    gradient = gradient.astype(jnp.float32)
     return jnp.stack([(tap * gradient).sum(axis=(1, 2)) for tap in taps])
 
 
@@ -104,6 +113,7 @@ def _sums_of_row(taps: Sequence[jax.Array], gradient: jax.Array) -> jax.Array:
     copy. Its GPU backend stores the products of a variadic one (of ViT-L features, 16
     images: 4.2 of 22.9 ms a step).
     """
+    gradient = gradient.astype(jnp.float32)
     products = tuple(tap * gradient for tap in taps)
     zeros = (jnp.zeros((), gradient.dtype),) * len(taps)
     return jnp.stack(jax.lax.reduce(products, zeros, _add_each, dimensions=(1, 2)))
@@ -189,7 +199,7 @@ class FsamBlock(nn.Module):
       heads: of the attention, a divisor of D; 0: there is none.
       edge_kernels, channel_gate, spatial_gate, shrinkage: switches of its parts.
       mlp_ratio: hidden width of the MLP as a multiple of D.
-      product: see `layers.Dense`.
+      dtype: of the activations between norms and sums, see `layers.Dense`.
     """
 
     heads: int = 0
@@ -198,18 +208,19 @@ class FsamBlock(nn.Module):
     spatial_gate: bool = True
     shrinkage: bool = True
     mlp_ratio: float = 4.0
-    product: str = "float32"
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
         """[B, h, w, D] float32 -> the same shape."""
         width = features.shape[-1]
         if self.heads:
-            attention = LinearAttention(self.heads, product=self.product, name="attention")
-            normalised = nn.LayerNorm(name="attention_norm")(features)
+            attention = LinearAttention(self.heads, dtype=self.dtype, name="attention")
+            normalised = LayerNorm(name="attention_norm")(features)
             attended = attention(normalised.reshape(features.shape[0], -1, width))
             features += attended.reshape(features.shape)
-        texture = MultiScaleEdges(self.edge_kernels)(nn.LayerNorm()(features))
+        normalised = LayerNorm()(features).astype(self.dtype)
+        texture = MultiScaleEdges(self.edge_kernels)(normalised).astype(jnp.float32)
         gated = texture
         if self.channel_gate:
             gated *= ChannelGate()(texture)
@@ -217,14 +228,14 @@ class FsamBlock(nn.Module):
             gated *= SpatialGate()(texture)
         if self.shrinkage:
             level = self.param("threshold", nn.initializers.constant(-4.0), (width,))
-            gated = shrink(gated, nn.softplus(level))
+            gated = shrink(gated, over_images(nn.softplus(level), gated))
         # The gates start at zero, so the weights behind them may start at full scale.
-        project = Dense(width, kernel_init=FULL_SCALE, product=self.product, name="project")
+        project = Dense(width, kernel_init=FULL_SCALE, dtype=self.dtype, name="project")
         structure_gate = self.param("structure_gate", nn.initializers.zeros, (width,))
-        features += structure_gate * project(gated)
+        features += over_images(structure_gate, features) * project(gated)
         mlp_gate = self.param("mlp_gate", nn.initializers.zeros, (width,))
-        mlp = Mlp(self.mlp_ratio, product=self.product)
-        return features + mlp_gate * mlp(nn.LayerNorm()(features))
+        mlp = Mlp(self.mlp_ratio, dtype=self.dtype)
+        return features + over_images(mlp_gate, features) * mlp(LayerNorm()(features))
 
 
 class Fsam(nn.Module):
@@ -238,7 +249,7 @@ class Fsam(nn.Module):
       dropout: of the bottleneck, see `Mlp`.
       edge_kernels, channel_gate, spatial_gate, shrinkage: see `FsamBlock`.
       remat: compute the activations of every block again for its gradient.
-      product: in training, see `layers.Dense`; else it is float32.
+      dtype: in training, see `FsamBlock`; else it is float32.
     """
 
     depth: int
@@ -250,7 +261,7 @@ class Fsam(nn.Module):
     spatial_gate: bool = True
     shrinkage: bool = True
     remat: bool = False
-    product: str = "float32"
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(
@@ -271,9 +282,9 @@ class Fsam(nn.Module):
           [B, G, h, w, D] float32.
         """
         del class_token
-        product = self.product if train else "float32"
-        bottleneck = Mlp(dropout=self.dropout, product=product, name="bottleneck")
-        features = bottleneck(features, train=train)
+        dtype = self.dtype if train else "float32"
+        bottleneck = Mlp(dropout=self.dropout, dtype=dtype, name="bottleneck")
+        features = bottleneck(features, train=train).astype(jnp.float32)
         block = nn.remat(FsamBlock) if self.remat else FsamBlock
         outputs = []
         for index in range(self.depth):
@@ -284,7 +295,7 @@ class Fsam(nn.Module):
                 self.channel_gate,
                 self.spatial_gate,
                 self.shrinkage,
-                product=product,
+                dtype=dtype,
                 name=f"block_{index}",
             )(features)
             outputs.append(features)

@@ -14,7 +14,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from harmoniad_jax.model.layers import LinearAttention, Mlp, group_outputs
+from harmoniad_jax.model.layers import (
+    LayerNorm,
+    LinearAttention,
+    Mlp,
+    group_outputs,
+    in_memory,
+)
 
 
 class GscmBlock(nn.Module):
@@ -26,13 +32,13 @@ class GscmBlock(nn.Module):
       heads: attention heads, a divisor of D.
       global_context: let every token read the mean of all tokens.
       mlp_ratio: hidden width of the MLP as a multiple of D.
-      product: see `layers.Dense`.
+      dtype: of the activations between norms and sums, see `layers.Dense`.
     """
 
     heads: int
     global_context: bool = True
     mlp_ratio: float = 4.0
-    product: str = "float32"
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, tokens: jax.Array, context: jax.Array | None = None) -> jax.Array:
@@ -45,15 +51,15 @@ class GscmBlock(nn.Module):
         Returns:
           [B, N, D] float32.
         """
-        normalised = nn.LayerNorm()(tokens)
+        normalised = LayerNorm()(tokens)
         sources = [] if context is None else [context]
         if self.global_context:
             sources.append(normalised.mean(axis=1, keepdims=True))
         extra = jnp.concatenate(sources, axis=1) if sources else None
-        attention = LinearAttention(self.heads, product=self.product)
+        attention = LinearAttention(self.heads, dtype=self.dtype)
         tokens += attention(normalised, extra)
-        mlp = Mlp(self.mlp_ratio, product=self.product)
-        return tokens + mlp(nn.LayerNorm()(tokens))
+        mlp = Mlp(self.mlp_ratio, dtype=self.dtype)
+        return tokens + mlp(LayerNorm()(tokens))
 
 
 class Gscm(nn.Module):
@@ -69,7 +75,7 @@ class Gscm(nn.Module):
       decimation: what each side of the map is divided by. 2 is a quarter of the cost; a
         band below half of Nyquist loses little by it. 1: full resolution.
       remat: compute the activations of every block again for its gradient.
-      product: in training, see `layers.Dense`; else it is float32.
+      dtype: in training, see `GscmBlock`; else it is float32.
     """
 
     depth: int
@@ -80,7 +86,7 @@ class Gscm(nn.Module):
     reads_class_token: bool = True
     decimation: int = 2
     remat: bool = False
-    product: str = "float32"
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(
@@ -102,27 +108,28 @@ class Gscm(nn.Module):
           [B, G, h, w, D] float32.
         """
         batch, height, width, channels = features.shape
-        product = self.product if train else "float32"
+        dtype = self.dtype if train else "float32"
         if self.decimation > 1:
             coarse = [math.ceil(side / self.decimation) for side in (height, width)]
             features = jax.image.resize(features, (batch, *coarse, channels), "linear")
         grid = features.shape[1:3]
-        bottleneck = Mlp(dropout=self.dropout, product=product, name="bottleneck")
+        bottleneck = Mlp(dropout=self.dropout, dtype=dtype, name="bottleneck")
         tokens = bottleneck(features.reshape(batch, -1, channels), train=train)
+        tokens = tokens.astype(jnp.float32)
         context = None
         if self.reads_class_token and class_token is not None:
-            bottleneck = Mlp(1.0, self.dropout, product, name="class_bottleneck")
+            bottleneck = Mlp(1.0, self.dropout, dtype, name="class_bottleneck")
             context = bottleneck(class_token[:, None], train=train)
         block = nn.remat(GscmBlock) if self.remat else GscmBlock
         outputs = []
         for index in range(self.depth):
             tokens = block(
-                self.heads, self.global_context, product=product, name=f"block_{index}"
+                self.heads, self.global_context, dtype=dtype, name=f"block_{index}"
             )(tokens, context)
             outputs.append(tokens)
         predicted = group_outputs(outputs, self.groups)
         predicted = predicted.reshape(batch, self.groups, *grid, channels)
         if self.decimation > 1:
             full = (batch, self.groups, height, width, channels)
-            predicted = jax.image.resize(predicted, full, "cubic")
+            predicted = in_memory(jax.image.resize(predicted, full, "cubic"))
         return predicted

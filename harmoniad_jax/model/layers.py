@@ -13,72 +13,128 @@ INITIAL_SCALE = 0.01
 RANDOM_LEVELS = 2**16
 
 
+def in_memory(values: jax.Array) -> jax.Array:
+    """The same, but on accelerators XLA stores them, in their dtype, for all that use them.
+
+    Else it may compute them again for each use, or store bfloat16 as float32.
+    """
+    if jax.default_backend() == "cpu":
+        return values
+    return jax.lax.optimization_barrier(values)
+
+
 @jax.custom_vjp
 def bfloat16_product(left: jax.Array, right: jax.Array) -> jax.Array:
-    """A matrix product of rounded factors, summed up in float32.
+    """A matrix product of rounded factors, summed up in float32 and rounded.
 
-    So are the products of its gradient, where the gradient is rounded too. The factors are
-    kept for it as they were rounded: the same numbers, half of the memory.
+    So is its gradient for the left factor. That for the right one, the weights, is not
+    rounded.
 
     Args:
-      left: [N, K] float32 or bfloat16.
-      right: [K, M], likewise.
+      left: [N, K] bfloat16.
+      right: [K, M] float32.
 
     Returns:
-      [N, M] float32.
+      [N, M] bfloat16.
     """
-    return jax.lax.dot(
-        left.astype(jnp.bfloat16),
-        right.astype(jnp.bfloat16),
-        preferred_element_type=jnp.float32,
+    return jax.lax.dot(left, right.astype(jnp.bfloat16))
+
+
+def _product_forward(left: jax.Array, right: jax.Array) -> tuple[jax.Array, tuple]:
+    rounded = right.astype(jnp.bfloat16)
+    return jax.lax.dot(left, rounded), (left, rounded)
+
+
+def _product_backward(factors: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    left, right = factors
+    return jax.lax.dot(gradient, right.T), jax.lax.dot(
+        left.T, gradient, preferred_element_type=jnp.float32
     )
 
 
-def _forward(left: jax.Array, right: jax.Array) -> tuple[jax.Array, tuple]:
-    rounded = left.astype(jnp.bfloat16), right.astype(jnp.bfloat16)
-    return bfloat16_product(*rounded), rounded
+bfloat16_product.defvjp(_product_forward, _product_backward)
 
 
-bfloat16_product.defvjp(
-    _forward,
-    lambda factors, gradient: (
-        bfloat16_product(gradient, factors[1].T),
-        bfloat16_product(factors[0].T, gradient),
-    ),
+def over_images(vector: jax.Array, maps: jax.Array) -> jax.Array:
+    """A vector of channels, to be broadcast against maps.
+
+    On accelerators its gradient is summed up over each image first, and then over the
+    images. XLA sums up thousands of positions of a few hundred channels on a few of a
+    GPU's multiprocessors.
+
+    Args:
+      vector: [D] float32.
+      maps: [B, ..., D], for their shape.
+
+    Returns:
+      [D] or [B, 1, ..., D] float32.
+    """
+    if jax.default_backend() == "cpu" or maps.size == len(maps) * len(vector):
+        return vector
+    return _for_each(len(maps), maps.ndim - 2, vector)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _for_each(batch: int, axes: int, vector: jax.Array) -> jax.Array:
+    """[D] -> [B, 1, ..., D], with so many axes of 1."""
+    return jnp.broadcast_to(vector, (batch, *(1,) * axes, len(vector)))
+
+
+def _sum_of_images(batch: int, axes: int, _: None, gradient: jax.Array):
+    sums = in_memory(gradient.reshape(batch, -1))  # else XLA makes one sum of the two
+    return (sums.sum(axis=0),)
+
+
+_for_each.defvjp(
+    lambda batch, axes, vector: (_for_each(batch, axes, vector), None), _sum_of_images
 )
 
 
-def _bfloat16_dot_general(left, right, dimensions, **_):
-    """What `nn.Dense` calls for [N, K] and [K, M]."""
-    assert dimensions == (((1,), (0,)), ((), ()))
-    return bfloat16_product(left, right)
-
-
-class Dense(nn.Dense):
+class Dense(nn.Module):
     """`nn.Dense` over the last axis, as one matrix product over all other axes.
 
     The same arithmetic, but XLA's CPU backend computes the weights' gradient two to three
     times faster when it contracts one axis instead of two (benchmarks/time_layers.py).
 
     Attributes:
-      product: dtype of the factors of the product, "float32" or "bfloat16". Parameters,
-        inputs, outputs and sums are float32.
+      features: width of the output.
+      kernel_init: of the weights; the bias starts at zero.
+      dtype: "float32" or "bfloat16", of the factors of the product and of the output. Sums
+        and parameters are float32.
     """
 
+    features: int
     kernel_init: nn.initializers.Initializer = nn.initializers.truncated_normal(
         INITIAL_SCALE
     )
-    product: str = "float32"
+    dtype: str = "float32"
 
-    def __post_init__(self):
-        if self.product == "bfloat16":
-            self.dot_general = _bfloat16_dot_general
-        super().__post_init__()
-
+    @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        """[..., D] -> [..., features]."""
-        flat = super().__call__(inputs.reshape(-1, inputs.shape[-1]))
-        return flat.reshape(*inputs.shape[:-1], self.features)
+        """[B, ..., D] -> [B, ..., features] of `dtype`."""
+        width = inputs.shape[-1]
+        kernel = self.param("kernel", self.kernel_init, (width, self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        product = bfloat16_product if self.dtype == "bfloat16" else jnp.dot
+        flat = product(inputs.reshape(-1, width).astype(self.dtype), kernel)
+        outputs = flat.reshape(*inputs.shape[:-1], self.features)
+        return outputs + over_images(bias, outputs).astype(self.dtype)
+
+
+class LayerNorm(nn.LayerNorm):
+    """`nn.LayerNorm` over the last axis, with parameters that are broadcast to images."""
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """[B, ..., D] float32 -> the same shape."""
+        shape = inputs.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        mean = inputs.mean(axis=-1, keepdims=True)
+        square = (inputs**2).mean(axis=-1, keepdims=True)
+        variance = jnp.maximum(0.0, square - mean**2)
+        factor = jax.lax.rsqrt(variance + self.epsilon) * over_images(scale, inputs)
+        return (inputs - mean) * factor + over_images(bias, inputs)
 
 
 class Dropout(nn.Module):
@@ -95,7 +151,7 @@ class Dropout(nn.Module):
 
     @nn.compact
     def __call__(self, values: jax.Array, *, train: bool) -> jax.Array:
-        """[..., D] float32 -> the same shape; needs the rng "dropout" in training."""
+        """[..., D] -> the same shape and dtype; needs the rng "dropout" in training."""
         threshold = min(round(self.rate * RANDOM_LEVELS), RANDOM_LEVELS - 1)
         if not train or threshold == 0:
             return values
@@ -105,7 +161,8 @@ class Dropout(nn.Module):
         pairs = jax.lax.bitcast_convert_type(words, jnp.uint16)
         levels = pairs.reshape(*batch, -1)[..., :width]
         scale = RANDOM_LEVELS / (RANDOM_LEVELS - threshold)
-        return jnp.where(levels >= threshold, values * scale, 0.0)
+        kept = (values.astype(jnp.float32) * scale).astype(values.dtype)
+        return jnp.where(levels >= threshold, kept, 0)
 
 
 @jax.custom_vjp
@@ -120,8 +177,9 @@ def gelu(values: jax.Array) -> jax.Array:
 
 def _gelu_backward(values: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
     # Else XLA finds that the tanh is known already, and keeps it.
-    values = jax.lax.optimization_barrier(values)
-    return jax.vjp(nn.gelu, values)[1](gradient)
+    exact = jax.lax.optimization_barrier(values).astype(jnp.float32)
+    (slope,) = jax.vjp(nn.gelu, exact)[1](gradient.astype(jnp.float32))
+    return (slope.astype(values.dtype),)
 
 
 gelu.defvjp(lambda values: (nn.gelu(values), values), _gelu_backward)
@@ -133,21 +191,38 @@ class Mlp(nn.Module):
     Attributes:
       hidden_ratio: hidden width as a multiple of the input's.
       dropout: share of activations set to zero in training.
-      product: see `Dense`.
+      dtype: of the activations, see `Dense`.
     """
 
     hidden_ratio: float = 4.0
     dropout: float = 0.0
-    product: str = "float32"
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, tokens: jax.Array, *, train: bool = False) -> jax.Array:
-        """[..., D] float32 -> [..., D] float32; needs the rng "dropout" in training."""
+        """[..., D] -> [..., D] of `dtype`; needs the rng "dropout" in training."""
         width = tokens.shape[-1]
-        hidden = Dense(round(self.hidden_ratio * width), product=self.product)
+        hidden = Dense(round(self.hidden_ratio * width), dtype=self.dtype)
         drop = functools.partial(Dropout(self.dropout), train=train)
-        output = Dense(width, product=self.product)
+        output = Dense(width, dtype=self.dtype)
         return drop(output(drop(gelu(hidden(tokens)))))
+
+
+@jax.custom_vjp
+def positive(values: jax.Array) -> jax.Array:
+    """phi(x) = elu(x) + 1, in the dtype of x; its slope is the smaller of phi(x) and 1."""
+    return (nn.elu(values.astype(jnp.float32)) + 1.0).astype(values.dtype)
+
+
+def _positive_forward(values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    result = positive(values)
+    return result, result
+
+
+positive.defvjp(
+    _positive_forward,
+    lambda result, gradient: (gradient * jnp.minimum(result, 1.0),),
+)
 
 
 class LinearAttention(nn.Module):
@@ -162,35 +237,34 @@ class LinearAttention(nn.Module):
     Attributes:
       heads: number of heads, a divisor of D.
       epsilon: keeps the quotient finite where every phi(q) phi(k) underflows.
-      product: of the projections, see `Dense`. The few sums between them are float32.
+      dtype: of the projections and of phi, see `Dense`. All sums are float32.
     """
 
     heads: int
     epsilon: float = 1e-6
-    product: str = "float32"
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, tokens: jax.Array, context: jax.Array | None = None) -> jax.Array:
         """Attends from tokens to tokens and context.
 
         Args:
-          tokens: [B, N, D] float32.
-          context: [B, M, D] float32, read but not updated.
+          tokens: [B, N, D].
+          context: [B, M, D], read but not updated.
 
         Returns:
-          [B, N, D] float32.
+          [B, N, D] of `dtype`.
         """
         batch, count, width = tokens.shape
+        sources = tokens if context is None else jnp.concatenate([tokens, context], axis=1)
         split = (batch, -1, self.heads, width // self.heads)
-        dense = functools.partial(Dense, product=self.product)
+        dense = functools.partial(Dense, dtype=self.dtype)
         query = dense(width, name="query")(tokens)
         project = dense(2 * width, name="key_value")
-        sources = tokens if context is None else jnp.concatenate([tokens, context], axis=1)
         key, value = jnp.split(project(sources), 2, axis=-1)
-        query = nn.elu(query.reshape(split)) + 1.0
-        key = nn.elu(key.reshape(split)) + 1.0
+        query, key = (positive(each).reshape(split) for each in (query, key))
         summary = jnp.einsum("bmhk,bmhv->bhkv", key, value.reshape(split))
-        total = key.sum(axis=1)
+        total = key.astype(jnp.float32).sum(axis=1).astype(self.dtype)
         mixed = jnp.einsum("bnhk,bhkv->bnhv", query, summary)
         weight = jnp.einsum("bnhk,bhk->bnh", query, total)
         mixed = mixed / (weight[..., None] + self.epsilon)

@@ -277,7 +277,7 @@ def assemble(
             groups=len(encoder.groups),
             width=encoder.width,
             remat=config.train.remat,
-            product=config.train.dtype,
+            dtype=config.train.dtype,
             mesh=mesh,
         ),
         optimizer=make_optimizer(config.optimizer, config.train.num_steps),

@@ -23,7 +23,7 @@ def build_model(
     groups: int,
     width: int,
     remat: bool = False,
-    product: str = "float32",
+    dtype: str = "float32",
     mesh: Mesh | None = None,
 ) -> Network:
     """Composes the network.
@@ -36,14 +36,14 @@ def build_model(
       width: D of the encoder's features, a multiple of `config.head_width`.
       remat: compute the activations of every block again for its gradient. It changes no
         result.
-      product: dtype of the factors of matrix products in training, see `layers.Dense`.
+      dtype: of the activations in training, see `layers.Dense`.
       mesh: of the devices that the batch is split over, see `Network`.
     """
     shared = {
         "groups": groups,
         "dropout": config.dropout,
         "remat": remat,
-        "product": product,
+        "dtype": dtype,
     }
     heads = width // config.head_width
     if config.variant == "plain":

@@ -6,16 +6,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from harmoniad_jax.model import layers
 from harmoniad_jax.model.fsam import Fsam
 from harmoniad_jax.model.gscm import Gscm
 from harmoniad_jax.model.layers import (
     Dense,
     Dropout,
+    LayerNorm,
     LinearAttention,
     Mlp,
     bfloat16_product,
     gelu,
     group_outputs,
+    over_images,
+    positive,
 )
 
 RNG = np.random.default_rng(0)
@@ -71,36 +75,37 @@ def rounded(values):
 
 
 def test_a_product_of_rounded_factors_is_summed_in_float32():
-    left, right, weights = normal(5, 300), normal(300, 4), normal(5, 4)
+    right = normal(300, 4)
+    left, weights = (jnp.bfloat16(normal(5, columns)) for columns in (300, 4))
+    output, backward = jax.vjp(bfloat16_product, left, right)
+    gradients = backward(weights)
+    exact = [np.asarray(array, float) for array in (left, weights)]
+    # Sums in bfloat16 would be off by more than their last rounding.
+    half_a_digit = {"rtol": 2**-8, "atol": 1e-3}
+    assert output.dtype == gradients[0].dtype == jnp.bfloat16
+    for found, expected in (
+        (output, exact[0] @ rounded(right)),
+        (gradients[0], exact[1] @ rounded(right).T),
+    ):
+        np.testing.assert_allclose(np.asarray(found, float), expected, **half_a_digit)
+    # The gradient of the weights is not rounded.
+    assert gradients[1].dtype == np.float32
+    np.testing.assert_allclose(gradients[1], exact[0].T @ exact[1], rtol=1e-4, atol=1e-4)
 
-    def value(left, right):
-        output = bfloat16_product(left, right)
-        return (weights * output).sum(), output
 
-    gradients, output = jax.grad(value, argnums=(0, 1), has_aux=True)(left, right)
-    assert {leaf.dtype for leaf in (output, *gradients)} == {np.dtype(np.float32)}
-    # Sums in bfloat16 would be off by a hundredth.
-    close = {"rtol": 1e-4, "atol": 1e-4}
-    np.testing.assert_allclose(output, rounded(left) @ rounded(right), **close)
-    np.testing.assert_allclose(gradients[0], rounded(weights) @ rounded(right).T, **close)
-    np.testing.assert_allclose(gradients[1], rounded(left).T @ rounded(weights), **close)
-
-
-def test_dense_multiplies_in_bfloat16_where_it_is_asked_to():
+def test_dense_computes_in_bfloat16_where_it_is_asked_to():
     inputs, params = normal(2, 3, 4), dense_params(4, 6)
-    exact = Dense(6).apply({"params": params}, inputs)
-    found = Dense(6, product="bfloat16").apply({"params": params}, inputs)
+    found = Dense(6, dtype="bfloat16").apply({"params": params}, inputs)
     expected = rounded(inputs) @ rounded(params["kernel"]) + params["bias"]
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-    assert found.dtype == exact.dtype == np.float32
-    assert not np.array_equal(found, exact)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(found, float), expected, rtol=2**-6, atol=2**-6)
 
 
 @pytest.mark.parametrize("branch", [Fsam, Gscm])
-def test_bfloat16_is_for_products_in_training_alone(branch):
-    """Parameters are the same, and nothing of a prediction is rounded."""
+def test_bfloat16_is_for_activations_in_training_alone(branch):
+    """Parameters and results stay float32, and nothing of a prediction is rounded."""
     settings = {"depth": 2, "groups": 1, "heads": 2}
-    plain, fast = branch(**settings), branch(**settings, product="bfloat16")
+    plain, fast = branch(**settings), branch(**settings, dtype="bfloat16")
     inputs = jnp.zeros((1, 4, 4, 8)), jnp.zeros((1, 8))
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
     params = jax.eval_shape(plain.init, keys, *inputs)
@@ -110,14 +115,76 @@ def test_bfloat16_is_for_products_in_training_alone(branch):
         def call(params, *inputs):
             return model.apply(params, *inputs, train=train, rngs=keys)
 
-        return str(jax.make_jaxpr(call)(params, *inputs))
+        closed = jax.make_jaxpr(call)(params, *inputs)
+        assert [result.dtype for result in closed.out_avals] == [np.float32]
+        return closed
 
-    assert program(fast, False) == program(plain, False)
-    assert "bf16" not in program(plain, True)
-    # Each product of a layer, but for the gate of channels, has two rounded factors.
-    products = {Fsam: 2 + 2 * 3 + 3, Gscm: 2 + 2 + 2 * (3 + 2)}[branch]
-    assert program(fast, True).count("preferred_element_type=float32") >= products
-    assert program(fast, True).count("new_dtype=bfloat16") == 2 * products
+    assert str(program(fast, False)) == str(program(plain, False))
+    assert "bf16" not in str(program(plain, True))
+    dtypes = [product.outvars[0].aval.dtype for product in products(program(fast, True))]
+    # Those of dense layers, but for the gate of channels, and three of each attention.
+    expected = {Fsam: 2 + 2 * 3 + (3 + 3), Gscm: 2 + 2 + 2 * (3 + 3 + 2)}[branch]
+    assert dtypes.count(jnp.bfloat16) == expected
+
+
+def products(program):
+    """The matrix products of a traced function, and of those that it calls."""
+    for equation in program.eqns:
+        if equation.primitive.name == "dot_general":
+            yield equation
+        for value in equation.params.values():
+            if hasattr(value, "eqns"):
+                yield from products(value)
+
+
+def test_layer_norm_is_flax_layer_norm():
+    inputs, weights = 3 + normal(2, 3, 5, 6), normal(2, 3, 5, 6)
+    params = {"scale": normal(6), "bias": normal(6)}
+
+    def value(layer, params, inputs):
+        output = layer().apply({"params": params}, inputs)
+        return (weights * output).sum(), output
+
+    grad = jax.jit(jax.grad(value, argnums=(1, 2), has_aux=True), static_argnums=0)
+    found, expected = (grad(layer, params, inputs) for layer in (LayerNorm, nn.LayerNorm))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected
+    )
+    shapes = [
+        jax.eval_shape(layer().init, jax.random.key(0), inputs)
+        for layer in (LayerNorm, nn.LayerNorm)
+    ]
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (2, 1, 1, 4), (3, 5, 4), (3, 2, 5, 4)])
+def test_a_vector_over_images_is_the_vector(monkeypatch, shape):
+    """As on accelerators: its gradient is the sum over all positions all the same."""
+    monkeypatch.setattr(layers.jax, "default_backend", lambda: "gpu")
+    maps, vector = normal(*shape), normal(4)
+
+    def value(vector):
+        return maps * over_images(vector, maps)
+
+    found, backward = jax.vjp(value, vector)
+    np.testing.assert_array_equal(found, maps * vector)
+    expected = (maps**2).reshape(-1, 4).sum(axis=0)
+    np.testing.assert_allclose(backward(found / vector)[0], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_positive_is_elu_and_one_and_keeps_nothing_but_its_result(dtype):
+    values = jnp.asarray(3 * normal(5, 7)).astype(dtype)
+    found, backward = jax.vjp(positive, values)
+    exact = np.asarray(values, float)
+    close = {"rtol": 2**-7 if dtype == "bfloat16" else 1e-5, "atol": 1e-6}
+    np.testing.assert_allclose(np.asarray(found, float), phi(exact), **close)
+    (slope,) = backward(jnp.ones_like(values))
+    expected = np.where(exact > 0, 1, np.exp(exact))
+    np.testing.assert_allclose(np.asarray(slope, float), expected, **close)
+    assert found.dtype == slope.dtype == dtype
+    (kept,) = jax.tree.leaves(backward)
+    np.testing.assert_array_equal(kept, found)
 
 
 def test_gelu_is_flax_gelu_and_keeps_nothing_but_its_input():
