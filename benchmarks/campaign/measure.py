@@ -283,6 +283,7 @@ def rehearsal(one: Architecture, context: Context) -> dict[str, Any]:
         train__batch_size=sizes.rehearsal_batch,
         train__num_steps=sizes.steps,
         train__steps_per_call=sizes.steps_per_call,
+        train__dtype="bfloat16",
         encoder__dtype="bfloat16",
     )
     written = time.perf_counter()
