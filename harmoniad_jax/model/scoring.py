@@ -56,7 +56,8 @@ class Prediction(NamedTuple):
 class InnerProducts(NamedTuple):
     """Of two float32 arrays along an axis: with each other, and each with itself.
 
-    Those along more axes are the sums of these.
+    Each has the shape of the arrays without that axis. Those along more axes are the sums
+    of these.
     """
 
     mixed: jax.Array

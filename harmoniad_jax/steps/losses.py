@@ -24,6 +24,10 @@ from harmoniad_jax.config import LossConfig
 from harmoniad_jax.model.harmoniad import Comparison
 from harmoniad_jax.model.scoring import InnerProducts, inner_products
 
+# What rounding may do to a distance in [0, 2]. XLA may compute one twice, and not alike: so
+# close to the threshold a position counts as hard, whichever of the two is compared.
+ROUNDING = 1e-6
+
 
 class HardMining(NamedTuple):
     """How easy positions are found and held back.
@@ -80,7 +84,7 @@ def hard_cosine(
       float32 scalar in [0, 2].
     """
     rows = rows or [len(one.target) for one in comparisons]
-    # Along channels; all that follows is of these few numbers, not of the maps.
+    # Along channels. The rest uses only these few numbers, not the maps.
     products = [inner_products(*one) for one in comparisons]
     if mining is not None:
         products = _held_back(products, mining, rows)
@@ -102,6 +106,8 @@ def _held_back(
 ) -> list[InnerProducts]:
     """With products whose gradient is smaller at the easiest positions.
 
+    That of targets would be too: they follow none.
+
     Args:
       products: for each shape of images, of [B_s, G, h_s, w_s] positions.
       mining, rows: see `hard_cosine`.
@@ -115,7 +121,7 @@ def _held_back(
     threshold = jnp.quantile(positions, mining.share, axis=1)[:, None, None]
     held_back = []
     for one, distance in zip(products, distances, strict=True):
-        factor = jnp.where(distance < threshold, mining.gradient, 1.0)
+        factor = jnp.where(distance < threshold - ROUNDING, mining.gradient, 1.0)
         held_back.append(InnerProducts(*(scale_gradient(v, factor) for v in one)))
     return held_back
 
