@@ -19,6 +19,8 @@ from harmoniad_jax.training.loop import train_and_evaluate
 # A batch of another size is another program, which may add in another order. Scores of
 # either sign are compared by their size, and near 0 in the unit of the scores.
 TOLERANCE = {"rtol": 1e-6, "atol": 1e-6}
+# Of the largest value of all maps: rounding of the distances does not shrink with them.
+SHARE = 1e-6
 
 
 @pytest.mark.parametrize(
@@ -72,11 +74,12 @@ def test_a_batch_is_as_small_as_its_images_allow(alone, paths):
 def test_numbers_and_verdicts_are_those_of_the_largest_batch(alone, paths, count):
     model, _ = alone
     whole = model.predict(paths[:8])
+    largest = max(np.abs(result.anomaly_map).max() for result in whole)
     for result, path in zip(whole[:count], paths, strict=False):
         others = [path, *paths[8 : 7 + count]]
         found, *_ = model.predict(others)
         np.testing.assert_allclose(found.score, result.score, **TOLERANCE)
-        np.testing.assert_allclose(found.anomaly_map, result.anomaly_map, **TOLERANCE)
+        assert np.abs(found.anomaly_map - result.anomaly_map).max() <= SHARE * largest
         assert found.is_defective == result.is_defective
         assert found.boxes == result.boxes
 
