@@ -279,8 +279,9 @@ class TrainConfig:
     # Compute the activations of every block again for its gradient instead of keeping
     # them: less memory, one more forward pass.
     remat: bool = setting(False, touches=NOTHING)
-    # Of the activations of a step: "float32", or "bfloat16" with sums in float32. All else
-    # is float32: norms, loss, parameters, optimizer, and every prediction.
+    # Dtype of what lies between norms and residual sums in a training step: "float32" or
+    # "bfloat16". All else is float32: what is summed up, norms, gates, loss, parameters,
+    # optimizer, and every prediction.
     dtype: str = setting(
         "float32", choices=("float32", "bfloat16"), touches=LEARNING, older="float32"
     )

@@ -115,7 +115,7 @@ def _sums_of_row(taps: Sequence[jax.Array], gradient: jax.Array) -> jax.Array:
     """
     gradient = gradient.astype(jnp.float32)
     products = tuple(tap * gradient for tap in taps)
-    zeros = (jnp.zeros((), gradient.dtype),) * len(taps)
+    zeros = (jnp.zeros((), products[0].dtype),) * len(taps)
     return jnp.stack(jax.lax.reduce(products, zeros, _add_each, dimensions=(1, 2)))
 
 
@@ -140,7 +140,7 @@ class MultiScaleEdges(nn.Module):
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
-        """[B, h, w, D] float32 -> the same shape."""
+        """[B, h, w, D] float32 or bfloat16 -> the same shape and dtype."""
         width = features.shape[-1]
         random = nn.initializers.normal(0.02)
         fine_init = edge_kernel_init if self.edge_kernels else random

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -14,9 +15,9 @@ RANDOM_LEVELS = 2**16
 
 
 def in_memory(values: jax.Array) -> jax.Array:
-    """The same, but on accelerators XLA stores them, in their dtype, for all that use them.
+    """Returns the values. On accelerators XLA has to store them once, in their own dtype.
 
-    Else it may compute them again for each use, or store bfloat16 as float32.
+    Otherwise it may compute them again for each use, or store bfloat16 as float32.
     """
     if jax.default_backend() == "cpu":
         return values
@@ -25,10 +26,9 @@ def in_memory(values: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def bfloat16_product(left: jax.Array, right: jax.Array) -> jax.Array:
-    """A matrix product of rounded factors, summed up in float32 and rounded.
+    """Multiplies rounded factors. Sums are float32, and the result is rounded.
 
-    So is its gradient for the left factor. That for the right one, the weights, is not
-    rounded.
+    The gradient of the left factor is rounded too. That of the weights stays float32.
 
     Args:
       left: [N, K] bfloat16.
@@ -56,37 +56,37 @@ bfloat16_product.defvjp(_product_forward, _product_backward)
 
 
 def over_images(vector: jax.Array, maps: jax.Array) -> jax.Array:
-    """A vector of channels, to be broadcast against maps.
+    """A vector of channels, to be combined with maps in their dtype.
 
-    On accelerators its gradient is summed up over each image first, and then over the
-    images. XLA sums up thousands of positions of a few hundred channels on a few of a
-    GPU's multiprocessors.
+    Its gradient is summed up in float32. On accelerators this is done for each image first,
+    and then over the images: XLA sums up thousands of positions of a few hundred channels
+    on a few of a GPU's multiprocessors.
 
     Args:
       vector: [D] float32.
-      maps: [B, ..., D], for their shape.
+      maps: [B, ..., D] float32 or bfloat16, for their shape and dtype.
 
     Returns:
-      [D] or [B, 1, ..., D] float32.
+      [D] or [B, ..., D] of their dtype.
     """
-    if jax.default_backend() == "cpu" or maps.size == len(maps) * len(vector):
+    if jax.default_backend() == "cpu" and maps.dtype == vector.dtype:
         return vector
-    return _for_each(len(maps), maps.ndim - 2, vector)
+    return _broadcast(maps.shape, maps.dtype, vector)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _for_each(batch: int, axes: int, vector: jax.Array) -> jax.Array:
-    """[D] -> [B, 1, ..., D], with so many axes of 1."""
-    return jnp.broadcast_to(vector, (batch, *(1,) * axes, len(vector)))
+def _broadcast(shape: tuple[int, ...], dtype: Any, vector: jax.Array) -> jax.Array:
+    return jnp.broadcast_to(vector.astype(dtype), shape)
 
 
-def _sum_of_images(batch: int, axes: int, _: None, gradient: jax.Array):
-    sums = in_memory(gradient.reshape(batch, -1))  # else XLA makes one sum of the two
-    return (sums.sum(axis=0),)
+def _sum_over_images(shape: tuple[int, ...], dtype: Any, _: None, gradient: jax.Array):
+    del dtype
+    sums = gradient.astype(jnp.float32).sum(axis=tuple(range(1, len(shape) - 1)))
+    return (in_memory(sums).sum(axis=0),)  # else XLA makes one sum of the two
 
 
-_for_each.defvjp(
-    lambda batch, axes, vector: (_for_each(batch, axes, vector), None), _sum_of_images
+_broadcast.defvjp(
+    lambda shape, dtype, vector: (_broadcast(shape, dtype, vector), None), _sum_over_images
 )
 
 
@@ -118,23 +118,26 @@ class Dense(nn.Module):
         product = bfloat16_product if self.dtype == "bfloat16" else jnp.dot
         flat = product(inputs.reshape(-1, width).astype(self.dtype), kernel)
         outputs = flat.reshape(*inputs.shape[:-1], self.features)
-        return outputs + over_images(bias, outputs).astype(self.dtype)
+        return outputs + over_images(bias, outputs)
 
 
 class LayerNorm(nn.LayerNorm):
-    """`nn.LayerNorm` over the last axis, with parameters that are broadcast to images."""
+    """`nn.LayerNorm` over the last axis, with parameters that go `over_images`.
+
+    A subclass, so that an export recognises it. It has no settings but `epsilon`.
+    """
 
     @nn.compact
-    def __call__(self, inputs: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         """[B, ..., D] float32 -> the same shape."""
-        shape = inputs.shape[-1:]
+        shape = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, shape)
         bias = self.param("bias", nn.initializers.zeros, shape)
-        mean = inputs.mean(axis=-1, keepdims=True)
-        square = (inputs**2).mean(axis=-1, keepdims=True)
+        mean = x.mean(axis=-1, keepdims=True)
+        square = (x**2).mean(axis=-1, keepdims=True)
         variance = jnp.maximum(0.0, square - mean**2)
-        factor = jax.lax.rsqrt(variance + self.epsilon) * over_images(scale, inputs)
-        return (inputs - mean) * factor + over_images(bias, inputs)
+        factor = jax.lax.rsqrt(variance + self.epsilon) * over_images(scale, x)
+        return (x - mean) * factor + over_images(bias, x)
 
 
 class Dropout(nn.Module):
@@ -167,22 +170,25 @@ class Dropout(nn.Module):
 
 @jax.custom_vjp
 def gelu(values: jax.Array) -> jax.Array:
-    """x Phi(x) by its tanh form, `nn.gelu`. For its gradient nothing but x is kept.
+    """x Phi(x) by its tanh form, `nn.gelu`: computed in float32, in the dtype of x.
 
-    What is kept otherwise is as large as the widest activations, and to read it again takes
-    longer than to compute it.
+    For its gradient nothing but x is kept. What is kept otherwise is as large as the widest
+    activations, and to read it again takes longer than to compute it.
     """
-    return nn.gelu(values)
+    if jax.default_backend() == "gpu":
+        # So XLA leaves it to NVIDIA's matrix product before it, which has it in float32.
+        return nn.gelu(values)
+    return nn.gelu(values.astype(jnp.float32)).astype(values.dtype)
 
 
 def _gelu_backward(values: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
     # Else XLA finds that the tanh is known already, and keeps it.
     exact = jax.lax.optimization_barrier(values).astype(jnp.float32)
     (slope,) = jax.vjp(nn.gelu, exact)[1](gradient.astype(jnp.float32))
-    return (slope.astype(values.dtype),)
+    return (in_memory(slope.astype(values.dtype)),)
 
 
-gelu.defvjp(lambda values: (nn.gelu(values), values), _gelu_backward)
+gelu.defvjp(lambda values: (gelu(values), values), _gelu_backward)
 
 
 class Mlp(nn.Module):
@@ -200,7 +206,7 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: jax.Array, *, train: bool = False) -> jax.Array:
-        """[..., D] -> [..., D] of `dtype`; needs the rng "dropout" in training."""
+        """[B, ..., D] -> [B, ..., D] of `dtype`; needs the rng "dropout" in training."""
         width = tokens.shape[-1]
         hidden = Dense(round(self.hidden_ratio * width), dtype=self.dtype)
         drop = functools.partial(Dropout(self.dropout), train=train)
@@ -237,7 +243,7 @@ class LinearAttention(nn.Module):
     Attributes:
       heads: number of heads, a divisor of D.
       epsilon: keeps the quotient finite where every phi(q) phi(k) underflows.
-      dtype: of the projections and of phi, see `Dense`. All sums are float32.
+      dtype: of the projections, of phi and of the results of sums, see `Dense`.
     """
 
     heads: int
@@ -249,8 +255,8 @@ class LinearAttention(nn.Module):
         """Attends from tokens to tokens and context.
 
         Args:
-          tokens: [B, N, D].
-          context: [B, M, D], read but not updated.
+          tokens: [B, N, D] float32 or bfloat16.
+          context: [B, M, D], likewise, read but not updated.
 
         Returns:
           [B, N, D] of `dtype`.
@@ -267,7 +273,9 @@ class LinearAttention(nn.Module):
         total = key.astype(jnp.float32).sum(axis=1).astype(self.dtype)
         mixed = jnp.einsum("bnhk,bhkv->bnhv", query, summary)
         weight = jnp.einsum("bnhk,bhk->bnh", query, total)
-        mixed = mixed / (weight[..., None] + self.epsilon)
+        mixed = mixed.astype(jnp.float32) / (
+            weight[..., None].astype(jnp.float32) + self.epsilon
+        )
         return dense(width, name="output")(mixed.reshape(batch, count, width))
 
 

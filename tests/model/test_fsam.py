@@ -86,6 +86,23 @@ def test_depthwise_has_the_gradients_of_a_grouped_convolution(
         np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
+def test_depthwise_of_bfloat16_sums_up_in_float32():
+    maps, direction = (jnp.bfloat16(normal(2, 6, 5, 3)) for _ in range(2))
+    kernel = normal(5, 5, 3)
+    found, backward = jax.vjp(depthwise, maps, kernel)
+    exact = [jnp.float32(each) for each in (maps, direction)]
+    expected, exact_backward = jax.vjp(depthwise, exact[0], kernel)
+    of_maps, of_kernel = backward(direction)
+    others = exact_backward(exact[1])
+    assert found.dtype == of_maps.dtype == jnp.bfloat16
+    half_a_digit = {"rtol": 2**-8, "atol": 1e-5}
+    np.testing.assert_allclose(np.float32(found), expected, **half_a_digit)
+    np.testing.assert_allclose(np.float32(of_maps), others[0], **half_a_digit)
+    # That of the weights is not rounded.
+    assert of_kernel.dtype == np.float32
+    np.testing.assert_allclose(of_kernel, others[1], rtol=1e-4, atol=1e-4)
+
+
 def test_multi_scale_is_the_sum_of_its_three_filters():
     features = normal(2, 7, 6, 4)
     module = MultiScaleEdges()

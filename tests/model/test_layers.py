@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from harmoniad_jax.model import layers
@@ -101,19 +102,25 @@ def test_dense_computes_in_bfloat16_where_it_is_asked_to():
     np.testing.assert_allclose(np.asarray(found, float), expected, rtol=2**-6, atol=2**-6)
 
 
-@pytest.mark.parametrize("branch", [Fsam, Gscm])
+BRANCHES = pytest.mark.parametrize("branch", [Fsam, Gscm])
+KEYS = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+
+
+def small(branch, **settings):
+    return branch(depth=2, groups=1, heads=2, **settings)
+
+
+@BRANCHES
 def test_bfloat16_is_for_activations_in_training_alone(branch):
     """Parameters and results stay float32, and nothing of a prediction is rounded."""
-    settings = {"depth": 2, "groups": 1, "heads": 2}
-    plain, fast = branch(**settings), branch(**settings, dtype="bfloat16")
+    plain, fast = small(branch), small(branch, dtype="bfloat16")
     inputs = jnp.zeros((1, 4, 4, 8)), jnp.zeros((1, 8))
-    keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
-    params = jax.eval_shape(plain.init, keys, *inputs)
-    assert jax.eval_shape(fast.init, keys, *inputs) == params
+    params = jax.eval_shape(plain.init, KEYS, *inputs)
+    assert jax.eval_shape(fast.init, KEYS, *inputs) == params
 
     def program(model, train):
         def call(params, *inputs):
-            return model.apply(params, *inputs, train=train, rngs=keys)
+            return model.apply(params, *inputs, train=train, rngs=KEYS)
 
         closed = jax.make_jaxpr(call)(params, *inputs)
         assert [result.dtype for result in closed.out_avals] == [np.float32]
@@ -121,20 +128,64 @@ def test_bfloat16_is_for_activations_in_training_alone(branch):
 
     assert str(program(fast, False)) == str(program(plain, False))
     assert "bf16" not in str(program(plain, True))
-    dtypes = [product.outvars[0].aval.dtype for product in products(program(fast, True))]
+    called = list(equations(program(fast, True)))
+    products = [one for one in called if one.primitive.name == "dot_general"]
+    dtypes = [one.outvars[0].aval.dtype for one in products]
     # Those of dense layers, but for the gate of channels, and three of each attention.
     expected = {Fsam: 2 + 2 * 3 + (3 + 3), Gscm: 2 + 2 + 2 * (3 + 3 + 2)}[branch]
     assert dtypes.count(jnp.bfloat16) == expected
 
 
-def products(program):
-    """The matrix products of a traced function, and of those that it calls."""
+@BRANCHES
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+@pytest.mark.parametrize("remat", [False, True])
+def test_the_gradient_in_bfloat16_is_that_in_float32(monkeypatch, branch, backend, remat):
+    """Up to rounding, on every backend; sums and gradients of parameters are float32."""
+    inputs, weights = (normal(2, 4, 4, 8), normal(2, 8)), normal(2, 1, 4, 4, 8)
+    params = small(branch).init(KEYS, *inputs)
+    # The gates of FSAM start at zero, and nothing behind them would have a gradient.
+    params = jax.tree.map(lambda leaf: leaf + 0.1 * normal(*leaf.shape), params)
+    monkeypatch.setattr(layers.jax, "default_backend", lambda: backend)
+
+    def gradient(dtype):
+        model = small(branch, dtype=dtype, remat=remat)
+
+        def total(params):
+            return (weights * model.apply(params, *inputs, train=True, rngs=KEYS)).sum()
+
+        for one in equations(jax.make_jaxpr(jax.grad(total))(params)):
+            if one.primitive.name == "reduce_sum":
+                summed, result = one.invars[0].aval, one.outvars[0].aval
+                assert summed.dtype != jnp.bfloat16 or summed.size == result.size
+        return jax.grad(total)(params)
+
+    exact, found = gradient("float32"), gradient("bfloat16")
+    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype(np.float32)}
+    lengths = [optax.global_norm(tree) for tree in (optax.tree.sub(found, exact), exact)]
+    assert lengths[0] < 0.03 * lengths[1]
+
+
+@BRANCHES
+def test_an_accelerator_can_export(monkeypatch, branch):
+    """A batch of any size."""
+    monkeypatch.setattr(layers.jax, "default_backend", lambda: "gpu")
+    model = small(branch)
+    params = jax.eval_shape(model.init, KEYS, jnp.zeros((1, 4, 4, 8)), jnp.zeros((1, 8)))
+    (batch,) = jax.export.symbolic_shape("b")
+    inputs = [
+        jax.ShapeDtypeStruct((batch, *shape), np.float32) for shape in ((4, 4, 8), (8,))
+    ]
+    (result,) = jax.make_jaxpr(model.apply)(params, *inputs).out_avals
+    assert result.shape == (batch, 1, 4, 4, 8)
+
+
+def equations(program):
+    """Those of a traced function, and of the functions that it calls."""
     for equation in program.eqns:
-        if equation.primitive.name == "dot_general":
-            yield equation
+        yield equation
         for value in equation.params.values():
             if hasattr(value, "eqns"):
-                yield from products(value)
+                yield from equations(value)
 
 
 def test_layer_norm_is_flax_layer_norm():
@@ -157,19 +208,46 @@ def test_layer_norm_is_flax_layer_norm():
     assert shapes[0] == shapes[1]
 
 
-@pytest.mark.parametrize("shape", [(2, 4), (2, 1, 1, 4), (3, 5, 4), (3, 2, 5, 4)])
-def test_a_vector_over_images_is_the_vector(monkeypatch, shape):
+@pytest.mark.parametrize(
+    "shape", [(2, 4), (2, 1, 1, 4), (3, 5, 4), (1, 2, 5, 4), (0, 5, 4)]
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_vector_over_images_is_the_vector(monkeypatch, shape, dtype):
     """As on accelerators: its gradient is the sum over all positions all the same."""
     monkeypatch.setattr(layers.jax, "default_backend", lambda: "gpu")
-    maps, vector = normal(*shape), normal(4)
+    maps, vector = jnp.asarray(normal(*shape)).astype(dtype), jnp.float32([1, 2, 3, 4])
 
     def value(vector):
         return maps * over_images(vector, maps)
 
     found, backward = jax.vjp(value, vector)
-    np.testing.assert_array_equal(found, maps * vector)
-    expected = (maps**2).reshape(-1, 4).sum(axis=0)
-    np.testing.assert_allclose(backward(found / vector)[0], expected, rtol=1e-5)
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, maps * vector.astype(dtype))
+    (gradient,) = backward(jnp.ones_like(maps))
+    expected = np.asarray(maps, float).reshape(-1, 4).sum(axis=0)
+    assert gradient.dtype == np.float32
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-6)
+    # There is something between the two sums, which XLA would join.
+    assert "optimization_barrier" in str(jax.make_jaxpr(jax.vjp(value, vector)[1])(maps))
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (2, 3, 5, 4)])
+def test_on_cpu_a_vector_stays_as_it_is(shape):
+    vector = normal(4)
+    assert over_images(vector, normal(*shape)) is vector
+
+
+def test_gelu_of_bfloat16_is_rounded_once():
+    values = jnp.linspace(-4, 4, 200).astype(jnp.bfloat16)
+    found, backward = jax.vjp(gelu, values)
+    expected, backward_of_flax = jax.vjp(nn.gelu, values.astype(jnp.float32))
+    assert found.dtype == jnp.bfloat16
+    ones = jnp.ones_like(values)
+    for one, other in (
+        (found, expected),
+        (backward(ones)[0], backward_of_flax(ones.astype(jnp.float32))[0]),
+    ):
+        np.testing.assert_array_equal(one, other.astype(jnp.bfloat16))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
