@@ -106,7 +106,7 @@ def _held_back(
 ) -> list[InnerProducts]:
     """With products whose gradient is smaller at the easiest positions.
 
-    That of targets would be too: they follow none.
+    The gradient of targets shrinks too. Nothing learns from it.
 
     Args:
       products: for each shape of images, of [B_s, G, h_s, w_s] positions.
